@@ -1,0 +1,206 @@
+"""Multi-head latent attention (MLA): keys and values of all heads are read from one small latent per token.
+
+    x -- q_a -> norm -> q_b --> q_nope | q_rope          (per head; one q_proj when q_lora_rank is None)
+    x -- kv_a_proj_with_mqa --> latent -> norm | k_rope  (shared by all heads; this is what the cache keeps)
+    latent -- kv_b -----------> k_nope | v               (per head)
+
+Two forms of the same product, tested equal:
+- expanded (training, prefill): make every head's keys and values, then ordinary attention.
+- absorbed (decoding): fold kv_b into the query and the output instead, and attend to the latents themselves. Nothing
+  is expanded, so a step reads cache_dim numbers per past token instead of computing heads * (nope + v) of them.
+
+Source: DeepSeek-V2 (arXiv 2405.04434) section 2.1; numerics as in the released modeling_deepseek.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.cache import LatentCache
+from lm.config import TextConfig
+from lm.linear import Linear
+from lm.rope import rotate, rotation
+
+
+class RMSNorm(nn.Module):
+    """Normalised in float32, rounded to the input's dtype, then scaled: the released order of roundings."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows of a flat (tokens, dim) array belong to which sequence, and where each token stands.
+
+        rows       |s0 s0 s0 s0|s1|s2 s2 s2|      new tokens, end to end
+        past        0           7  3              tokens of the sequence already in the cache
+        positions   0  1  2  3  7  3  4  5
+    """
+
+    new: tuple[int, ...]
+    past: tuple[int, ...]
+    cos: Tensor  # (tokens, rope / 2)
+    sin: Tensor
+    key_mask: Tensor | None = None  # decoding a ragged batch: (sequences, 1, longest), True where a key exists
+
+    @property
+    def decoding(self) -> bool:
+        return all(count == 1 for count in self.new) and any(self.past)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        dim, heads = config.hidden_size, config.num_attention_heads
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(dim, heads * config.qk_head_dim)
+        else:
+            self.q_a_proj = Linear(dim, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.latent_norm_eps)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(dim, config.cache_dim)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, config.latent_norm_eps)
+        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.o_proj = Linear(heads * config.v_head_dim, dim)
+
+    def forward(
+        self, x: Tensor, layout: Layout, cache: LatentCache | None = None, max_logits: list[Tensor] | None = None
+    ) -> Tensor:
+        """(tokens, dim) to (tokens, dim). Appends each head's largest scaled logit to `max_logits` when given."""
+        q_nope, q_rope = self.queries(x, layout)
+        latents = self.latents(x, layout)
+        if cache is not None:
+            cache.write(self.layer, latents, layout.new)
+        if cache is not None and layout.decoding and max_logits is None:
+            out = self.absorbed(q_nope, q_rope, cache.layers[self.layer], layout)
+        else:
+            out = self.expanded(q_nope, q_rope, latents, cache, layout, max_logits)
+        return self.o_proj(out.flatten(1))
+
+    def queries(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """q_nope (tokens, heads, nope) and the rotated q_rope (tokens, heads, rope)."""
+        config = self.config
+        if config.q_lora_rank is None:
+            q = self.q_proj(x)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))  # (tokens, heads * (nope + rope))
+        q = q.unflatten(-1, (config.num_attention_heads, -1))  # (tokens, heads, nope + rope)
+        nope, rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        return nope, rotate(rope, layout.cos[:, None], layout.sin[:, None])
+
+    def latents(self, x: Tensor, layout: Layout) -> Tensor:
+        """What the cache keeps: normalised latent and rotated shared key, (tokens, latent + rope)."""
+        latent, rope = self.kv_a_proj_with_mqa(x).split(
+            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1
+        )
+        return torch.cat([self.kv_a_layernorm(latent), rotate(rope, layout.cos, layout.sin)], dim=-1)
+
+    def expanded(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latents: Tensor,
+        cache: LatentCache | None,
+        layout: Layout,
+        max_logits: list[Tensor] | None,
+    ) -> Tensor:
+        """Ordinary causal attention, sequence by sequence; (tokens, heads, v)."""
+        config = self.config
+        q = torch.cat([q_nope, q_rope], dim=-1)
+        parts: list[Tensor] = []
+        peaks: list[Tensor] = []
+        start = sequence = 0
+        for (new, past), run in groupby(zip(layout.new, layout.past, strict=True)):
+            count = sum(1 for _ in run)  # equally long neighbours go in one call
+            rows = slice(start, start + count * new)
+            if past:
+                assert cache is not None, "tokens have a past but there is no cache"
+                known = cache.layers[self.layer][sequence : sequence + count, : past + new]
+            else:
+                known = latents[rows].unflatten(0, (count, new))  # (sequences, keys, latent + rope)
+            keys, values = self._expand(known)
+            queries = q[rows].unflatten(0, (count, new)).transpose(1, 2)  # (sequences, heads, new, nope + rope)
+            out = _causal_attention(queries, keys, values, config.softmax_scale, past)
+            parts.append(out.transpose(1, 2).flatten(0, 1))  # (tokens, heads, v)
+            if max_logits is not None:
+                peaks.append(_max_logits(queries.detach(), keys.detach(), config.softmax_scale, past))
+            start, sequence = start + count * new, sequence + count
+        if max_logits is not None:
+            max_logits.append(torch.stack(peaks).amax(0))
+        return torch.cat(parts)
+
+    def _expand(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (sequences, keys, latent + rope) to keys (sequences, heads, keys, nope + rope) and values."""
+        config = self.config
+        latent, rope = known.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        both = self.kv_b_proj(latent).unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+        nope, values = both.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        rope = rope[:, None].expand(-1, config.num_attention_heads, -1, -1)
+        return torch.cat([nope, rope], dim=-1), values
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, cached: Tensor, layout: Layout) -> Tensor:
+        """One new token per sequence against its cached latents; (sequences, heads, v)."""
+        config = self.config
+        weight = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
+        to_key, to_value = weight.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)  # (heads, nope | v, latent)
+        known = cached[:, : max(layout.past) + 1]  # (sequences, keys, latent + rope)
+        q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # (sequences, heads, latent)
+        scores = torch.bmm(torch.cat([q_latent, q_rope], dim=-1), known.transpose(1, 2)) * config.softmax_scale
+        if layout.key_mask is not None:
+            scores = scores.masked_fill(~layout.key_mask, float("-inf"))
+        shares = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)  # (sequences, heads, keys)
+        mixed = torch.bmm(shares, known[..., : config.kv_lora_rank])  # (sequences, heads, latent)
+        return torch.bmm(mixed.transpose(0, 1), to_value.transpose(1, 2)).transpose(0, 1)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, past: int) -> Tensor:
+    # values are narrower than keys; padded to the same width, attention stays on the path that never holds scores
+    width = v.shape[-1]
+    if width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - width))
+    mask = None
+    if past:
+        rows = torch.arange(past, past + q.shape[2], device=q.device)
+        mask = torch.arange(k.shape[2], device=q.device) <= rows[:, None]  # (new, keys)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out[..., :width]
+
+
+@torch.no_grad()
+def _max_logits(q: Tensor, k: Tensor, scale: float, past: int, rows: int = 512) -> Tensor:
+    """Largest scaled logit of each head over visible pairs, float32 (heads); `rows` queries at a time."""
+    peak = q.new_full((q.shape[1],), float("-inf"), dtype=torch.float32)
+    for start in range(0, q.shape[2], rows):
+        part = q[:, :, start : start + rows]
+        seen = past + start + part.shape[2]
+        logits = (part @ k[:, :, :seen].transpose(-1, -2)).float() * scale  # (sequences, heads, rows, keys)
+        visible = torch.arange(seen, device=q.device) <= torch.arange(
+            past + start, past + start + part.shape[2], device=q.device
+        ).unsqueeze(1)
+        peak = torch.maximum(peak, logits.masked_fill_(~visible, float("-inf")).amax((0, 2, 3)))
+    return peak
+
+
+def make_layout(
+    config: TextConfig, new: Sequence[int], past: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Layout:
+    """Positions, rotations and masks that all layers of one forward pass share."""
+    positions = torch.cat([torch.arange(p, p + n, device=device) for n, p in zip(new, past, strict=True)])
+    cos, sin = rotation(config, positions, dtype)
+    layout = Layout(tuple(new), tuple(past), cos, sin)
+    if layout.decoding and len(set(past)) > 1:
+        ends = torch.tensor(past, device=device)[:, None]
+        mask = torch.arange(max(past) + 1, device=device) <= ends  # (sequences, keys)
+        layout = Layout(layout.new, layout.past, cos, sin, mask[:, None])
+    return layout

@@ -1,0 +1,104 @@
+"""What decoding keeps of the past: one latent and one rotary key per token and layer, shared by all heads.
+
+In: the latents of new tokens. Out: those of the whole past. 512 + 64 = 576 numbers per token and layer in every
+released model; 64 heads of expanded keys and values would be 20,480.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lm.config import TextConfig
+
+
+class LatentCache:
+    """Latents of several sequences of different lengths: per layer one (sequences, capacity, cache_dim) buffer.
+
+    Grows by itself. `lengths[s]` tokens of sequence s are valid. A forward pass writes every layer, then calls
+    `advance` once.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        sequences: int,
+        capacity: int = 256,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if sequences < 1 or capacity < 1:
+            raise ValueError(f"a cache needs at least one sequence and one slot, got {sequences} and {capacity}")
+        self.cache_dim = config.cache_dim
+        self.lengths = [0] * sequences
+        # zeros, not empty: rows past a sequence's end are read (with weight 0) in a batch, and 0 * nan is nan
+        self.layers = [
+            torch.zeros(sequences, capacity, config.cache_dim, device=device, dtype=dtype)
+            for _ in range(config.num_hidden_layers)
+        ]
+
+    @property
+    def capacity(self) -> int:
+        return self.layers[0].shape[1]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token of one sequence costs over all layers."""
+        return sum(layer.element_size() * self.cache_dim for layer in self.layers)
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentCache({len(self.lengths)} sequences of {self.lengths} tokens, {self.cache_dim} elements per token "
+            f"and layer, {len(self.layers)} layers, {self.bytes_per_token:,} bytes per token)"
+        )
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for sequences of at least `tokens` tokens."""
+        if tokens <= self.capacity:
+            return
+        capacity = max(tokens, self.capacity * 5 // 4)
+        for index, layer in enumerate(self.layers):
+            grown = layer.new_zeros(layer.shape[0], capacity, self.cache_dim)
+            grown[:, : layer.shape[1]] = layer
+            self.layers[index] = grown  # one layer at a time: the peak is the cache plus one layer
+
+    def write(self, layer: int, latents: Tensor, new: Sequence[int]) -> None:
+        """Put `latents` (tokens, cache_dim), `new[s]` of them for sequence s, behind what is there."""
+        buffer = self.layers[layer]
+        if all(count == 1 for count in new):
+            rows = torch.arange(len(new), device=buffer.device)
+            buffer[rows, torch.tensor(self.lengths, device=buffer.device)] = latents
+            return
+        for sequence, part in enumerate(latents.split(list(new))):
+            start = self.lengths[sequence]
+            buffer[sequence, start : start + len(part)] = part
+
+    def advance(self, new: Sequence[int]) -> None:
+        self.lengths = [length + count for length, count in zip(self.lengths, new, strict=True)]
+
+    def select(self, keep: Sequence[int]) -> "LatentCache":
+        """A cache of the sequences `keep` alone, in that order, cut to their longest."""
+        chosen = object.__new__(LatentCache)
+        chosen.cache_dim = self.cache_dim
+        chosen.lengths = [self.lengths[s] for s in keep]
+        end = max(chosen.lengths) + 1
+        chosen.layers = [layer[list(keep), :end].contiguous() for layer in self.layers]
+        return chosen
+
+    @classmethod
+    def join(cls, caches: "Sequence[LatentCache]") -> "LatentCache":
+        """One cache of all sequences of several caches, in order."""
+        joined = object.__new__(cls)
+        joined.cache_dim = caches[0].cache_dim
+        joined.lengths = [length for cache in caches for length in cache.lengths]
+        capacity = max(joined.lengths) + 1
+        joined.layers = []
+        for parts in zip(*(cache.layers for cache in caches), strict=True):
+            layer = parts[0].new_zeros(len(joined.lengths), capacity, joined.cache_dim)
+            row = 0
+            for part in parts:
+                keep = min(capacity, part.shape[1])
+                layer[row : row + len(part), :keep] = part[:, :keep]
+                row += len(part)
+            joined.layers.append(layer)
+        return joined

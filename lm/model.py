@@ -1,0 +1,137 @@
+"""The language model: embeddings in, hidden states and logits out.
+
+    x (tokens, dim) - layer 0 (dense) - layers 1..n (experts) - norm - lm_head - logits (tokens, vocab)
+
+Several sequences lie end to end in one flat array; `lengths` says where each ends, and none sees another. With a
+cache, `lengths` counts only the new tokens. Modules keep the released checkpoint's names.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.attention import Attention, Layout, RMSNorm, make_layout
+from lm.cache import LatentCache
+from lm.config import TextConfig
+from lm.linear import Linear
+from lm.moe import MLP, MoE
+from lm.taps import Taps
+
+
+class Layer(nn.Module):
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, index)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MoE(config) if config.is_moe(index) else MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor, layout: Layout, cache: LatentCache | None, taps: Taps | None) -> Tensor:
+        max_logits = taps.max_logits if taps and taps.want_max_logits else None
+        x = x + self.self_attn(self.input_layernorm(x), layout, cache, max_logits)
+        h = self.post_attention_layernorm(x)
+        return x + (self.mlp(h, taps) if isinstance(self.mlp, MoE) else self.mlp(h))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, layout: Layout, cache: LatentCache | None, taps: Taps | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, layout, cache, taps)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """DeepSeek-V3-style language model of the Kimi K2 family."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.apply(self._init)
+
+    def _init(self, module: nn.Module) -> None:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1 and not weight.is_meta:
+            nn.init.normal_(weight, std=self.config.initializer_range)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(tokens) to (tokens, dim). Raises ValueError for an id outside the vocabulary."""
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
+            raise ValueError(
+                f"token ids run from {int(ids.min())} to {int(ids.max())} but the vocabulary has "
+                f"{self.config.vocab_size}; the tokenizer belongs to another model"
+            )
+        return self.model.embed_tokens(ids)
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Sequence[int] | None = None,
+        cache: LatentCache | None = None,
+        taps: Taps | None = None,
+    ) -> Tensor:
+        """Final hidden states (tokens, dim) of embedded tokens (tokens, dim).
+
+        lengths: (new) tokens of each sequence; None means one sequence. cache: written and advanced when given.
+        """
+        new = [len(x)] if lengths is None else list(lengths)
+        if sum(new) != len(x) or any(count < 1 for count in new):
+            raise ValueError(f"lengths {new} must be positive and add up to the {len(x)} tokens given")
+        past = [0] * len(new) if cache is None else cache.lengths
+        if len(past) != len(new):
+            raise ValueError(f"the cache holds {len(past)} sequences but {len(new)} lengths were given")
+        if cache is not None:
+            cache.reserve(max(p + n for p, n in zip(past, new, strict=True)))
+        layout = make_layout(self.config, new, past, x.device, x.dtype)
+        x = self.model(x, layout, cache, taps)
+        if cache is not None:
+            cache.advance(new)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 (tokens, vocab)."""
+        return F.linear(hidden, self.lm_head.weight).float()
+
+    def new_cache(self, sequences: int, capacity: int = 256) -> LatentCache:
+        weight = self.model.embed_tokens.weight
+        return LatentCache(self.config, sequences, capacity, weight.device, weight.dtype)
+
+
+def count_parameters(config: TextConfig) -> dict[str, int]:
+    """Parameters of each part, from a model on the meta device: nothing is allocated.
+
+    `total` leaves out the routers' correction biases (`router_biases`), as parameter counts of the family do.
+    `activated` counts the chosen experts only, with embedding and head.
+    """
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    parts = dict.fromkeys(("embedding", "head", "attention", "dense", "shared", "router", "experts", "norms"), 0)
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            part = "experts"
+        elif ".shared_experts." in name:
+            part = "shared"
+        elif ".mlp.gate." in name:
+            part = "router"
+        elif ".self_attn." in name:
+            part = "attention"
+        elif ".mlp." in name:
+            part = "dense"
+        else:
+            part = {"embed_tokens": "embedding", "lm_head": "head"}.get(name.split(".")[-2], "norms")
+        parts[part] += parameter.numel()
+    total = sum(parts.values())
+    idle = parts["experts"] * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
+    biases = sum(buffer.numel() for buffer in model.buffers())
+    return parts | {"total": total, "activated": total - idle, "router_biases": biases}

@@ -1,0 +1,119 @@
+"""Mixture of experts: a sigmoid router picks a few small experts per token, one shared expert sees every token.
+
+    x - gate - scores - (+ correction bias) top-k -> which experts;  scores without bias -> how much of each
+    y = sum over chosen of weight * expert(x), in float32   + shared_experts(x)
+
+Source: DeepSeek-V3 (arXiv 2412.19437) section 2.1.2; numerics as in the released modeling_deepseek.py. The released
+code refuses to run in training mode; here the same forward carries gradient to experts, weights and scores.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.config import TextConfig
+from lm.linear import Linear
+from lm.taps import Routing, Taps
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). The dense layers, the shared experts and each routed expert."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(dim, inner)
+        self.up_proj = Linear(dim, inner)
+        self.down_proj = Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Gate(nn.Module):
+    """The router. Scores, bias and weights are float32 whatever the model's dtype."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        # a buffer: training moves it by the load of the experts, not by gradient
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
+        # `.to(bfloat16)` must not round the bias: with a bf16 bias most tokens change at least one expert
+        bias = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        moved = self.e_score_correction_bias
+        if moved.dtype != torch.float32:
+            self.e_score_correction_bias = bias.to(moved.device)
+        return self
+
+    def forward(self, x: Tensor, pinned: Tensor | None = None) -> Routing:
+        """x (tokens, dim). `pinned` (tokens, chosen) replaces the top-k, not the scores."""
+        config = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (tokens, experts)
+            chosen = self._top_k(scores.detach()) if pinned is None else pinned  # (tokens, chosen)
+            weights = scores.gather(1, chosen)
+            if config.num_experts_per_tok > 1 and config.norm_topk_prob:
+                weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            return Routing(scores, chosen, weights * config.routed_scaling_factor)
+
+    def _top_k(self, scores: Tensor) -> Tensor:
+        config = self.config
+        biased = scores + self.e_score_correction_bias
+        if config.n_group > 1:
+            groups = biased.unflatten(-1, (config.n_group, -1))  # (tokens, groups, experts / groups)
+            best = groups.topk(2, dim=-1).values.sum(-1).topk(config.topk_group, dim=-1).indices
+            kept = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter(1, best, True)
+            # the released code writes 0.0 here, which can win against negative biased scores; no release has groups
+            biased = groups.masked_fill(~kept[..., None], float("-inf")).flatten(1)
+        return biased.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+
+
+class MoE(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        inner = config.moe_intermediate_size
+        self.gate = Gate(config)
+        self.experts = nn.ModuleList(MLP(config.hidden_size, inner) for _ in range(config.n_routed_experts))
+        self.shared_experts = (
+            MLP(config.hidden_size, inner * config.n_shared_experts) if config.n_shared_experts else None
+        )
+
+    def forward(self, x: Tensor, taps: Taps | None = None) -> Tensor:
+        """(tokens, dim) to (tokens, dim)."""
+        routing = self.gate(x, taps.next_pinned() if taps else None)
+        if taps is not None:
+            taps.routing.append(routing)
+        y = self.routed(x, routing.chosen, routing.weights)
+        return y + self.shared_experts(x) if self.shared_experts is not None else y
+
+    def routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Every chosen expert once, on all of its tokens; summed in float32 and rounded once."""
+        order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        rows = x[order // chosen.shape[1]].split(counts)  # one (its tokens, dim) per expert, most of them empty
+        outs = [expert(part) for expert, part in zip(self.experts, rows, strict=True) if len(part)]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        slots = torch.cat(outs)[back].view(*chosen.shape, -1)  # (tokens, chosen, dim)
+        return (slots.float() * weights[..., None]).sum(1).to(x.dtype)
+
+
+def sequence_balance_loss(routing: Routing, lengths: Sequence[int], alpha: float) -> Tensor:
+    """alpha * mean over sequences of sum_i f_i P_i: the loss that keeps one sequence from using few experts.
+
+    f_i = experts / (chosen * T) * tokens that chose i (1 when balanced); P_i = mean share of expert i in the scores.
+    Smallest at balance, where it is alpha. Source: DeepSeek-V3 eq. 17-20. Scalar float32 with gradient to the scores.
+    """
+    experts, k = routing.scores.shape[1], routing.chosen.shape[1]
+    losses = []
+    for scores, chosen in zip(routing.scores.split(list(lengths)), routing.chosen.split(list(lengths)), strict=True):
+        load = chosen.flatten().bincount(minlength=experts).float() * experts / (k * len(chosen))
+        share = (scores / scores.sum(-1, keepdim=True)).mean(0)
+        losses.append((load * share).sum())
+    return alpha * torch.stack(losses).mean()

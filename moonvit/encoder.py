@@ -1,0 +1,176 @@
+"""MoonViT-3D: packed patches in, merged features out.
+
+    pixels (patches, 3, 14, 14) - patch_embed + position - blocks (attention inside each item) - final_layernorm
+      - merge 2x2, mean over frames - features (tokens, 4, dim)
+
+Modules keep the released checkpoint's names. Source: remote code of Kimi-K2.5; K2.6, K2.7-Code, Kimi-VL and
+MoonViT-SO-400M hold the same weights and run through the same code (an image is a chunk of one frame).
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moonvit.config import MediaConfig, VisionConfig
+from moonvit.packing import PackedPatches
+from moonvit.position import Grid, PositionTable, rotate, rotation
+
+if TYPE_CHECKING:
+    from moonvit.image import ImageSource
+
+
+class PatchEmbed(nn.Module):
+    """Each patch times one matrix, plus its position."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        # a convolution by name only: kernel = stride = one patch, so it is a linear map of the flattened patch
+        self.proj = nn.Conv2d(3, config.hidden_size, config.patch_size, config.patch_size)
+        self.pos_emb = PositionTable(
+            config.pos_emb_height, config.pos_emb_width, config.pos_emb_time, config.hidden_size
+        )
+
+    def forward(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
+        x = F.linear(pixels.flatten(1), self.proj.weight.flatten(1), self.proj.bias)  # (patches, dim)
+        return x + self.pos_emb(grids)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.fc0 = nn.Linear(dim, inner)
+        self.fc1 = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc1(F.gelu(self.fc0(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. All linear layers have a bias; nothing else is special."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.num_heads = config.num_heads
+        self.norm0 = nn.LayerNorm(dim, config.norm_eps)
+        self.norm1 = nn.LayerNorm(dim, config.norm_eps)
+        self.wqkv = nn.Linear(dim, 3 * dim)
+        self.wo = nn.Linear(dim, dim)
+        self.mlp = MLP(dim, config.intermediate_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        q, k, v = self.wqkv(self.norm0(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (patches, heads, head_dim)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        x = x + self.wo(attend_within(q, k, v, lengths).flatten(1))
+        return x + self.mlp(self.norm1(x))
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Full attention inside each item and none across items; all (patches, heads, head_dim).
+
+    Every frame of a chunk sees every other. One call per run of equally long items: no mask, no padding.
+    """
+    done, parts = 0, []
+    for length, run in groupby(lengths):
+        count = sum(1 for _ in run)
+        rows = slice(done, done := done + count * length)
+        # contiguous (items, heads, patches, head_dim): the fast layout on every backend
+        block = [t[rows].unflatten(0, (count, length)).transpose(1, 2).contiguous() for t in (q, k, v)]
+        parts.append(F.scaled_dot_product_attention(*block).transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        for block in self.blocks:
+            x = block(x, cos, sin, lengths)
+        return self.final_layernorm(x)
+
+
+def merge(x: Tensor, grids: Sequence[Grid], size: int) -> Tensor:
+    """Each size x size cell of neighbours becomes one token, averaged over frames: (tokens, size * size, dim).
+
+    Inside a cell the order is row-major. An item gives (h/size)*(w/size) tokens however many frames it has.
+    """
+    tokens = []
+    for item, (t, h, w) in zip(x.split([t * h * w for t, h, w in grids]), grids, strict=True):
+        cells = item.view(t, h // size, size, w // size, size, -1).transpose(2, 3)
+        tokens.append(cells.mean(0).flatten(2, 3).flatten(0, 1))
+    return torch.cat(tokens)
+
+
+class MoonViT(nn.Module):
+    """The vision tower. `forward` takes packed patches; `encode` takes pictures."""
+
+    def __init__(self, config: VisionConfig, media: MediaConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.media = media or MediaConfig(patch_size=config.patch_size, merge_kernel_size=config.merge)
+        self.patch_embed = PatchEmbed(config)
+        self.encoder = Encoder(config)
+
+    def forward(self, packed: PackedPatches) -> Tensor:
+        """Features (tokens, 4, dim) of all items, end to end; `packed.tokens` says how many belong to each item."""
+        config = self.config
+        if packed.pixels.shape[-1] != config.patch_size:
+            raise ValueError(
+                f"pixels were cut into patches of {packed.pixels.shape[-1]} but the tower wants {config.patch_size}"
+            )
+        grids: list[Grid] = [(t, h, w) for t, h, w in packed.grid_thw.tolist()]
+        for t, h, w in grids:
+            if max(h, w) > config.max_grid:
+                raise ValueError(f"an item has {h}x{w} patches; the tower's largest side is {config.max_grid}")
+            if h % config.merge or w % config.merge:
+                raise ValueError(f"an item has {h}x{w} patches; both sides must be multiples of {config.merge}")
+        weight = self.patch_embed.proj.weight
+        x = self.patch_embed(packed.pixels.to(weight), grids)  # (patches, dim)
+        cos, sin = rotation(grids, config.head_dim, config.rope_theta, x.device)
+        x = self.encoder(x, cos, sin, packed.lengths)
+        return merge(x, grids, config.merge)
+
+    @torch.inference_mode()
+    def encode(self, images: "Sequence[ImageSource]", patch_budget: int = 65_536) -> list[Tensor]:
+        """Features of each image, (tokens, 4, dim): the last hidden states, four neighbouring patches to a token.
+
+        `images`: paths, bytes, PIL images, arrays, tensors or data URLs (see moonvit.image.load_image). They run
+        packed, at most `patch_budget` patches at a time.
+        """
+        from moonvit.image import image_patches, load_image
+        from moonvit.packing import pack, plan_packs
+
+        items = [image_patches(load_image(source), self.media) for source in images]
+        features: dict[int, Tensor] = {}
+        for indices in plan_packs([len(item.pixels) for item in items], patch_budget):
+            packed = pack([items[i] for i in indices])
+            features |= dict(zip(indices, self(packed).split(packed.tokens), strict=True))
+        return [features[i] for i in range(len(items))]
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, dtype: torch.dtype | None = None, device: str | None = None
+    ) -> "MoonViT":
+        """Load a tower: MoonViT-SO-400M, or the tower inside a Kimi-VL or K2.5-family checkpoint.
+
+        Only the shards that hold tower tensors are opened. dtype None keeps the file's. Raises ValueError for
+        missing, unexpected or misshapen tensors, FileNotFoundError when the folder does not exist.
+        """
+        from moonvit.load import load_tower
+
+        return load_tower(path_or_hub_id, dtype, device)
+
+    @classmethod
+    def from_siglip(cls, source: "str | nn.Module", table_size: int = 64) -> "MoonViT":
+        """Start a tower from SigLIP-SO400M: "timm:MODEL", "open_clip:MODEL/TAG" or such a module. See moonvit.siglip."""
+        from moonvit.siglip import tower_from_siglip
+
+        return tower_from_siglip(source, table_size)
