@@ -21,7 +21,7 @@ from lm.cache import LatentCache
 from lm.model import LanguageModel
 from lm.taps import Taps
 from moonvit.encoder import MoonViT
-from moonvit.packing import PackedPatches
+from moonvit.packing import PackedPatches, pack, plan_packs
 
 if TYPE_CHECKING:
     from fusion.checkpoint import Progress
@@ -70,11 +70,23 @@ class Kimi(nn.Module):
             return embeddings
         return splice(embeddings, slots, self.see(media), media.tokens)
 
-    def see(self, media: PackedPatches) -> Tensor:
-        """Vision tokens of all items, end to end: (tokens, dim)."""
+    def see(self, media: PackedPatches, patch_budget: int = 32_768) -> Tensor:
+        """Vision tokens of all items, end to end: (tokens, dim).
+
+        Without gradient, at most `patch_budget` patches (or one item) run at a time: a long clip costs no more
+        memory than a short one. Items never see each other, so the result is the same.
+        """
         if self.config.vision is None:
             raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
-        return self.mm_projector(self.vision_tower(media))
+        if torch.is_grad_enabled() or len(media.pixels) <= patch_budget:
+            return self.mm_projector(self.vision_tower(media))
+        items = media.split()
+        tokens: dict[int, Tensor] = {}
+        for indices in plan_packs(media.lengths, max(patch_budget, *media.lengths)):
+            packed = pack([items[i] for i in indices])
+            features = self.mm_projector(self.vision_tower(packed))
+            tokens |= dict(zip(indices, features.split(packed.tokens), strict=True))
+        return torch.cat([tokens[i] for i in range(len(items))])
 
     @property
     def device(self) -> torch.device:
@@ -119,11 +131,19 @@ class Kimi(nn.Module):
         kimi.tokenizer = bundled_tokenizer()
         return kimi.eval()
 
-    def prepare(self, messages: Sequence[dict[str, Any]], **options: Any) -> "Prompt":
-        """OpenAI-style messages to token ids and patches. Options: tools, thinking, preserve_thinking, max_frames."""
+    def prepare(
+        self,
+        messages: "Sequence[dict[str, Any]]",
+        *,
+        tools: "Sequence[dict[str, Any]] | None" = None,
+        thinking: bool = True,
+        preserve_thinking: bool | None = None,
+        max_frames: int = 480,
+    ) -> "Prompt":
+        """OpenAI-style messages to token ids and patches; see fusion.prompt.prepare."""
         from fusion.prompt import prepare
 
-        return prepare(self, messages, **options)
+        return prepare(self, messages, tools, thinking, preserve_thinking, max_frames)
 
     @torch.inference_mode()
     def logits(self, prompt: "Prompt", taps: Taps | None = None) -> Tensor:
@@ -136,18 +156,73 @@ class Kimi(nn.Module):
         text: str,
         images: "Sequence[ImageSource]" = (),
         videos: "Sequence[VideoSource]" = (),
-        **options: Any,
+        *,
+        system: str | None = None,
+        tools: "Sequence[dict[str, Any]] | None" = None,
+        thinking: bool = True,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        thinking_budget: int | None = None,
+        max_frames: int = 480,
     ) -> "Reply":
-        """Ask one question about images and clips. Options: those of `stream`."""
-        from fusion.generate import chat
+        """Ask one question about images and clips (they come before the text, in the order given)."""
+        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+        parts += [{"type": "video_url", "video_url": {"url": video}} for video in videos]
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": text}]})
+        events = self.stream(
+            messages,
+            tools=tools,
+            thinking=thinking,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+            thinking_budget=thinking_budget,
+            max_frames=max_frames,
+        )
+        reply = list(events)[-1].reply
+        assert reply is not None, "the last event of a stream carries the reply"
+        return reply
 
-        return chat(self, text, images, videos, **options)
+    def stream(
+        self,
+        messages: "Sequence[dict[str, Any]]",
+        *,
+        tools: "Sequence[dict[str, Any]] | None" = None,
+        thinking: bool = True,
+        preserve_thinking: bool | None = None,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        thinking_budget: int | None = None,
+        max_frames: int = 480,
+    ) -> "Iterator[StreamEvent]":
+        """Answer an OpenAI-style conversation piece by piece; the last event carries the whole Reply.
 
-    def stream(self, messages: Sequence[dict[str, Any]], **options: Any) -> "Iterator[StreamEvent]":
-        """Answer a conversation piece by piece. Options: see fusion.generate.stream."""
-        from fusion.generate import stream
+        temperature 0 is greedy. thinking_budget: thinking tokens after which </think> is forced. stop: strings that
+        end the visible text. max_frames: a clip that samples to more frames is refused. Errors in the arguments are
+        raised here, not at the first event.
+        """
+        from fusion.generate import Sampling, stream
 
-        return stream(self, messages, **options)
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, strings, thinking_budget)
+        prompt = self.prepare(
+            messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking, max_frames=max_frames
+        )
+        # tool-call ids count over the whole conversation
+        calls = sum(len(message.get("tool_calls") or ()) for message in messages)
+        return stream(self, prompt, sampling, calls, tools)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write a checkpoint in the released layout; reading it back gives the same bytes."""

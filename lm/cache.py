@@ -85,20 +85,10 @@ class LatentCache:
         chosen.layers = [layer[list(keep), :end].contiguous() for layer in self.layers]
         return chosen
 
-    @classmethod
-    def join(cls, caches: "Sequence[LatentCache]") -> "LatentCache":
-        """One cache of all sequences of several caches, in order."""
-        joined = object.__new__(cls)
-        joined.cache_dim = caches[0].cache_dim
-        joined.lengths = [length for cache in caches for length in cache.lengths]
-        capacity = max(joined.lengths) + 1
-        joined.layers = []
-        for parts in zip(*(cache.layers for cache in caches), strict=True):
-            layer = parts[0].new_zeros(len(joined.lengths), capacity, joined.cache_dim)
-            row = 0
-            for part in parts:
-                keep = min(capacity, part.shape[1])
-                layer[row : row + len(part), :keep] = part[:, :keep]
-                row += len(part)
-            joined.layers.append(layer)
-        return joined
+    def row(self, sequence: int) -> "LatentCache":
+        """Sequence `sequence` alone, writing into this cache's memory; set `lengths` here when it is filled."""
+        view = object.__new__(LatentCache)
+        view.cache_dim = self.cache_dim
+        view.lengths = [self.lengths[sequence]]
+        view.layers = [layer[sequence : sequence + 1] for layer in self.layers]
+        return view

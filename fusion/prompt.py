@@ -1,0 +1,125 @@
+"""A conversation becomes token ids and patches.
+
+    messages -- template.py --> pieces: text, control tokens, media
+      image  -> resize, cut into patches -> as many <|media_pad|> as the tower will make tokens
+      clip   -> chunks of <= 4 frames, each `timestamp<|media_begin|>video<|media_content|>pads<|media_end|>`
+    pieces -- tokenizer --> Prompt(ids, media)
+
+Only the template can make control tokens; the same strings inside a user's text stay text.
+Source: released processor and chat template of Kimi-K2.5 (pads expanded here, not in the model).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fusion.template import Control, Media, Piece, encode_pieces, render, render_with_jinja
+from moonvit.image import image_patches, load_image
+from moonvit.packing import PackedPatches, pack
+from moonvit.video import read_video, timestamp_text
+
+if TYPE_CHECKING:
+    from fusion.model import Kimi
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image or one chunk of a clip, as the prompt holds it."""
+
+    kind: str  # "image" or "video"
+    tokens: int
+    timestamp: float | None = None  # seconds; of the chunk's first frame
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads. Checks itself when made.
+
+    ids: int64 (tokens,), with one <|media_pad|> per vision token. media: all patches in order of appearance, or None.
+    thinking: the prompt ends inside an open <think>, so the reply starts with thoughts.
+    """
+
+    ids: Tensor
+    media: PackedPatches | None = None
+    items: tuple[Item, ...] = ()
+    thinking: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 1 or self.ids.dtype != torch.int64 or len(self.ids) == 0:
+            raise ValueError(
+                f"prompt ids must be a non-empty int64 vector, got {self.ids.dtype} {tuple(self.ids.shape)}"
+            )
+        made = self.media.tokens if self.media else []
+        if self.items and [item.tokens for item in self.items] != made:
+            raise ValueError(f"prompt describes items of {[i.tokens for i in self.items]} tokens but holds {made}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def prepare(
+    kimi: "Kimi",
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] | None = None,
+    thinking: bool = True,
+    preserve_thinking: bool | None = None,
+    max_frames: int = 480,
+) -> Prompt:
+    """Render, load the media, cut them into patches and tokenise. Media of every message count, also of tool results.
+
+    Raises ValueError for malformed messages, unreadable media, and media for a text-only model.
+    """
+    if kimi.tokenizer is None:
+        raise ValueError("this model was loaded without a tokenizer (no tiktoken.model in its folder)")
+    config, tokenizer = kimi.config, kimi.tokenizer
+    if kimi.chat_template is not None:
+        # K2.7-Code's own wrapper forces both flags; render() does the same for the built-in profile
+        forced = config.profile == "k2_7_code"
+        if forced and not thinking:
+            raise ValueError("Kimi-K2.7-Code always thinks: thinking=False is not available for it")
+        pieces = render_with_jinja(
+            kimi.chat_template,
+            messages,
+            tools,
+            add_generation_prompt=True,
+            thinking=thinking,
+            preserve_thinking=forced or bool(preserve_thinking),
+        )
+    else:
+        pieces = render(
+            messages, profile=config.profile, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking
+        )
+    if config.vision is None and any(isinstance(piece, Media) for piece in pieces):
+        raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
+
+    begin = "<|media_start|>" if config.profile == "kimi_vl" else "<|media_begin|>"
+    items: list[Item] = []
+    patches: list[PackedPatches] = []
+    expanded: list[Piece] = []
+    for piece in pieces:
+        if not isinstance(piece, Media):
+            expanded.append(piece)
+        elif piece.kind == "image":
+            patches.append(image_patches(load_image(piece.source), config.media))
+            items.append(Item("image", *patches[-1].tokens))
+            expanded.append(piece)
+        elif config.media.rule == "kimi_vl":
+            raise ValueError("Kimi-VL takes no video: send the frames as images")
+        else:
+            video = read_video(piece.source, config.media, max_frames=max_frames)
+            for chunk in video.chunks:
+                patches.append(chunk.patches(config.media))
+                items.append(Item("video", *patches[-1].tokens, chunk.timestamp))
+                stamp = timestamp_text(chunk.timestamp, config.media.timestamp_mode)
+                expanded += [stamp, Control(begin), "video", Control("<|media_content|>"), Media("image", None)]
+                expanded.append(Control("<|media_end|>"))
+
+    pad, left = config.media_placeholder_token_id, iter(items)
+    ids: list[int] = []
+    for token in encode_pieces(expanded, tokenizer):
+        ids += [pad] * next(left).tokens if isinstance(token, Media) else [token]
+    open_thought = ids[-1] == tokenizer.special.get("<think>")
+    return Prompt(torch.tensor(ids), pack(patches) if patches else None, tuple(items), open_thought)
