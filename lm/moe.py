@@ -59,7 +59,7 @@ class Gate(nn.Module):
             scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (tokens, experts)
             chosen = self._top_k(scores.detach()) if pinned is None else pinned  # (tokens, chosen)
             weights = scores.gather(1, chosen)
-            if config.num_experts_per_tok > 1 and config.norm_topk_prob:
+            if config.norm_topk_prob:
                 weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
             return Routing(scores, chosen, weights * config.routed_scaling_factor)
 

@@ -1,0 +1,25 @@
+"""Shared by all tests: reproducible property tests, and the folder of real data that some tests need.
+
+HYPOTHESIS_PROFILE=random draws new examples on every run; the default draws the same ones everywhere.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real data for checks: $MOONKIT_DATA or ../shared/data beside the repository; the test skips where it is absent."""
+    folder = Path(os.environ.get("MOONKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}; set MOONKIT_DATA")
+    return folder
