@@ -121,6 +121,11 @@ class MoonViT(nn.Module):
 
     def forward(self, packed: PackedPatches) -> Tensor:
         """Features (tokens, 4, dim) of all items, end to end; `packed.tokens` says how many belong to each item."""
+        grids: list[Grid] = [(t, h, w) for t, h, w in packed.grid_thw.tolist()]
+        return merge(self.encoder_states(packed), grids, self.config.merge)
+
+    def encoder_states(self, packed: PackedPatches) -> Tensor:
+        """Last hidden states before merging, (patches, dim)."""
         config = self.config
         if packed.pixels.shape[-1] != config.patch_size:
             raise ValueError(
@@ -135,8 +140,7 @@ class MoonViT(nn.Module):
         weight = self.patch_embed.proj.weight
         x = self.patch_embed(packed.pixels.to(weight), grids)  # (patches, dim)
         cos, sin = rotation(grids, config.head_dim, config.rope_theta, x.device)
-        x = self.encoder(x, cos, sin, packed.lengths)
-        return merge(x, grids, config.merge)
+        return self.encoder(x, cos, sin, packed.lengths)
 
     @torch.inference_mode()
     def encode(self, images: "Sequence[ImageSource]", patch_budget: int = 65_536) -> list[Tensor]:
