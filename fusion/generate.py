@@ -8,17 +8,24 @@ The path of one image: moonvit/image.py, moonvit/packing.py, moonvit/encoder.py,
 lm/model.py, lm/attention.py, lm/moe.py, and back here.
 """
 
+import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from fusion.parse import ReplyParser, ToolCall
 from lm.cache import LatentCache
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fusion.model import Kimi
     from fusion.prompt import Prompt
     from lm.tokenizer import Tokenizer
@@ -301,3 +308,137 @@ def complete(kimi: "Kimi", prompts: Sequence["Prompt"], sampling: Sampling, tool
                 finished.add(index)
     replies = [list(reader.finish())[-1].reply for reader in readers]
     return [reply for reply in replies if reply is not None]
+
+
+# ---- moonkit ask -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask a model about images, clips, or nothing but the question. The answer streams; thinking is dimmed."""
+
+    question: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")] = ()
+    """What to ask. Left out: read from standard input."""
+    model: str = "untrained:tiny"
+    """Folder or hub id of a checkpoint. "untrained:tiny" and "untrained:nano" have random weights: their answers
+    mean nothing."""
+    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["-i"], metavar="FILE")] = ()
+    """An image; may be given several times."""
+    video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["-v"], metavar="FILE")] = ()
+    """A clip; may be given several times."""
+    system: str | None = None
+    """System prompt."""
+    thinking: bool = True
+    """Let the model think first (K2.7-Code always does)."""
+    thinking_budget: int | None = None
+    """Thinking tokens after which the thought is closed."""
+    max_new_tokens: int = 1024
+    """Longest answer, thinking included."""
+    temperature: float = 0.0
+    """0 picks the likeliest token. Kimi's own setting: 1.0 when thinking, 0.6 when not."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this share. Kimi's own setting: 0.95."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens; 0: from all."""
+    seed: int = 0
+    """Seed of the sampling."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A string that ends the answer; may be given several times."""
+    max_frames: int = 480
+    """Refuse clips that sample to more frames."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto: the checkpoint's."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto: the first that is there."""
+    dense: bool = False
+    """Dequantise INT4 experts while loading instead of as they are used: faster, four times the memory."""
+    json: bool = False
+    """Print one JSON object when done instead of streaming."""
+
+
+def main() -> None:
+    """The verb."""
+    arguments = tyro.cli(Ask, prog="moonkit ask")
+    question = " ".join(arguments.question)
+    if not question and not sys.stdin.isatty():
+        question = sys.stdin.read().strip()
+    if not question:
+        raise ValueError('no question: moonkit ask -i photo.png "What is this?"')
+    from rich.console import Console
+
+    from fusion.model import Kimi
+
+    notes = Console(stderr=True)
+    for path in (*arguments.image, *arguments.video):
+        if not path.is_file():  # before a long load, not after
+            raise FileNotFoundError(f"no such file: {path}")
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    started = time.perf_counter()
+    with loading_bar(notes, arguments.model) as progress:
+        kimi = Kimi.from_pretrained(
+            arguments.model,
+            dtype=None if arguments.dtype == "auto" else arguments.dtype,
+            device=device,
+            experts="dense" if arguments.dense else "packed",
+            progress=progress,
+        )
+    loaded = time.perf_counter()
+    if arguments.model.startswith("untrained:"):
+        notes.print(f"[yellow]{arguments.model}: random weights, so the answer means nothing[/]")
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": path}} for path in arguments.image]
+    parts += [{"type": "video_url", "video_url": {"url": path}} for path in arguments.video]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+    if arguments.system:
+        messages.insert(0, {"role": "system", "content": arguments.system})
+    events = kimi.stream(
+        messages,
+        thinking=arguments.thinking,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        stop=arguments.stop,
+        thinking_budget=arguments.thinking_budget,
+        max_frames=arguments.max_frames,
+    )
+    reply, first = show(events, Console(highlight=False), quiet=arguments.json)
+    usage = reply.usage
+    if arguments.json:
+        print(json.dumps(asdict(reply) | {"total_tokens": usage.total_tokens}, ensure_ascii=False))
+        return
+    seconds = time.perf_counter() - first
+    rate = f", {(usage.completion_tokens - 1) / seconds:.1f} tokens/s" if usage.completion_tokens > 1 else ""
+    notes.print(
+        f"[dim]{usage.prompt_tokens} tokens read ({usage.media_tokens} of media), {usage.completion_tokens} written "
+        f"({usage.thinking_tokens} of thinking); loaded in {loaded - started:.1f} s, first token after "
+        f"{first - loaded:.1f} s{rate}; ended by {reply.finish_reason}[/]"
+    )
+
+
+def show(events: Iterator[StreamEvent], console: "Console", quiet: bool = False) -> tuple[Reply, float]:
+    """Print a reply as it comes, thinking dimmed; the reply, and when its first piece came (perf_counter)."""
+    first, before = 0.0, ""
+    for event in events:
+        first = first or time.perf_counter()
+        if event.reply is not None:
+            if before and not quiet:
+                console.print()
+            return event.reply, first
+        if quiet:
+            continue
+        if before == "thinking" != event.kind:
+            console.print("\n")
+        before = event.kind
+        if event.tool_call is not None:
+            console.print(f"-> {event.tool_call.name}({event.tool_call.arguments})", style="cyan", markup=False)
+        else:
+            style = "dim" if event.kind == "thinking" else None
+            console.print(event.delta, end="", style=style, markup=False, soft_wrap=True)
+    raise AssertionError("the last event of a stream carries the reply")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The command line: a short table from verb to the module that does it.
+
+    moonkit ask -i photo.png "What is this?"      is      python -m fusion.generate -i photo.png "What is this?"
+
+Nothing heavy is imported before a verb is chosen.
+"""
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "tour": ("fusion.tour", "walk one photo and one clip through every stage, with shapes and timings (default)"),
+    "ask": ("fusion.generate", "ask a model about images, clips or nothing at all; streams the answer"),
+    "sizes": ("fusion.sizes", "parameter counts, cache and memory of every preset or of a checkpoint folder"),
+    "tokenizer": ("lm.bpe", "train a small tokenizer of the same kind on your own text"),
+    "bench": ("fusion.bench", "measure vision, prefill and decoding, beside transformers when it is installed"),
+}
+
+HELP = """moonkit: images, video and text in, text out; the Kimi K2 to K2.7-Code system in one toolkit.
+
+usage: moonkit VERB [options]        moonkit VERB --help shows a verb's options
+
+{verbs}
+
+start here:
+  moonkit tour                                     no downloads, under a minute
+  moonkit ask --model PATH -i photo.png "How many people are there?"
+
+PATH is a folder with a released checkpoint (Kimi-K2.x, Kimi-VL, Moonlight) or a hub id.
+"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    arguments = sys.argv[1:]
+    verb = arguments[0] if arguments else "tour"
+    if verb in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        print(HELP.format(verbs="\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())), end="")
+        return
+    if verb in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print("moonkit", version("moonkit"))
+        return
+    if verb not in VERBS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"verbs: {', '.join(VERBS)}"
+        print(f"moonkit: no verb {verb!r}; {hint} (moonkit --help)", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"moonkit {verb}", *arguments[1:]]
+    try:
+        import_module(VERBS[verb][0]).main()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `moonkit ... | head`
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
