@@ -129,6 +129,7 @@ class Kimi(nn.Module):
             torch.manual_seed(seed)
             kimi = cls(PRESETS[preset]())
         kimi.tokenizer = bundled_tokenizer()
+        kimi.language_model.stack_experts()
         return kimi.eval()
 
     def prepare(

@@ -103,6 +103,12 @@ class LanguageModel(nn.Module):
         """float32 (tokens, vocab)."""
         return F.linear(hidden, self.lm_head.weight).float()
 
+    def stack_experts(self) -> None:
+        """Prepare for inference; see MoE.stack_experts."""
+        for layer in self.model.layers:
+            if isinstance(layer.mlp, MoE):
+                layer.mlp.stack_experts()
+
     def new_cache(self, sequences: int, capacity: int = 256) -> LatentCache:
         weight = self.model.embed_tokens.weight
         return LatentCache(self.config, sequences, capacity, weight.device, weight.dtype)

@@ -79,6 +79,7 @@ class MoE(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         inner = config.moe_intermediate_size
+        self._stacks: tuple[Tensor, Tensor, Tensor] | None = None
         self.gate = Gate(config)
         self.experts = nn.ModuleList(MLP(config.hidden_size, inner) for _ in range(config.n_routed_experts))
         self.shared_experts = (
@@ -96,12 +97,81 @@ class MoE(nn.Module):
     def routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Every chosen expert once, on all of its tokens; summed in float32 and rounded once."""
         order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        rows = x[order // chosen.shape[1]].split(counts)  # one (its tokens, dim) per expert, most of them empty
-        outs = [expert(part) for expert, part in zip(self.experts, rows, strict=True) if len(part)]
+        counts = chosen.flatten().bincount(minlength=len(self.experts))
+        rows = x[order // chosen.shape[1]]
+        stacked = None if torch.is_grad_enabled() or len(x) == 1 else self._stacked()
+        if stacked is not None and _worth_padding(counts, stacked[0]):
+            outs = self._together(rows, counts, stacked)
+        else:
+            parts = rows.split(counts.tolist())  # one (its tokens, dim) per expert, most of them empty at times
+            outs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        slots = torch.cat(outs)[back].view(*chosen.shape, -1)  # (tokens, chosen, dim)
+        slots = outs[back].view(*chosen.shape, -1)  # (tokens, chosen, dim)
         return (slots.float() * weights[..., None]).sum(1).to(x.dtype)
+
+    def _together(self, rows: Tensor, counts: Tensor, stacked: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The experts as three batched products, each expert's rows padded to the same number: rows in, rows out."""
+        gate, up, down = stacked  # (experts, out, in) each
+        experts, dim, room = len(counts), rows.shape[1], _room(counts)
+        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        rank = torch.arange(len(rows), device=rows.device) - starts
+        expert = torch.arange(experts, device=rows.device).repeat_interleave(counts)
+        if room <= _FEW:
+            padded = rows.new_zeros(experts, room, dim)
+            padded[expert, rank] = rows
+            inner = F.silu(torch.bmm(padded, gate.transpose(1, 2))) * torch.bmm(padded, up.transpose(1, 2))
+            return torch.bmm(inner, down.transpose(1, 2))[expert, rank]
+        # many rows: weights on the left, so that no product has a transposed operand (1.4-3 times faster in MKL)
+        columns = rows.new_zeros(experts, dim, room)
+        columns.transpose(1, 2)[expert, rank] = rows
+        inner = F.silu(torch.bmm(gate, columns)) * torch.bmm(up, columns)
+        return torch.bmm(down, inner).transpose(1, 2)[expert, rank]
+
+    @torch.no_grad()
+    def stack_experts(self) -> None:
+        """Lay the experts' matrices side by side in memory, so that inference can run them in one product.
+
+        Names and values stay: each expert's parameter becomes a view. Moving or casting the model undoes it.
+        """
+        if not isinstance(self.experts[0], MLP) or not isinstance(self.experts[0].gate_proj, Linear):
+            return  # INT4 experts stay apart
+        stacks = []
+        for kind in ("gate_proj", "up_proj", "down_proj"):
+            parameters = [getattr(expert, kind).weight for expert in self.experts]
+            stack = torch.stack([parameter.data for parameter in parameters])
+            for parameter, view in zip(parameters, stack, strict=True):
+                parameter.data = view
+            stacks.append(stack)
+        self._stacks = (stacks[0], stacks[1], stacks[2])
+
+    def _stacked(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The stacks, while the last expert's parameters still live in them."""
+        if self._stacks is None:
+            return None
+        last = self.experts[-1]
+        weights = (last.gate_proj.weight, last.up_proj.weight, last.down_proj.weight)
+        alive = all(w.data_ptr() == s[-1].data_ptr() for w, s in zip(weights, self._stacks, strict=True))
+        if not alive:
+            self._stacks = None
+        return self._stacks
+
+
+_FEW = 8  # rows per expert up to which the plain form of the batched product is the faster one
+
+
+def _room(counts: Tensor) -> int:
+    """Rows that every expert is padded to: few distinct numbers, since each new one costs a kernel build."""
+    most = int(counts.max())
+    return most if most <= _FEW else -(-most // 16) * 16
+
+
+def _worth_padding(counts: Tensor, weights: Tensor) -> bool:
+    """Padding multiplies rows and touches every expert; worth it when loads are even, or the matrices are tiny."""
+    small = weights[0].numel() <= 2**17
+    padded, rows = _room(counts) * len(counts), int(counts.sum())
+    if int((counts > 0).sum()) * 4 < len(counts) * 3 and not small:
+        return False
+    return padded <= rows * (6 if small else 3) or (small and padded <= 8 * len(counts))
 
 
 def sequence_balance_loss(routing: Routing, lengths: Sequence[int], alpha: float) -> Tensor:

@@ -5,6 +5,7 @@
 float32, 1e-5 at unit-scale activations.
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -93,8 +94,6 @@ def test_a_picture_and_the_first_frame_of_a_clip_have_different_positions(tower:
 
 @torch.inference_mode()
 def test_bfloat16_after_a_forward_leaves_rotations_alone(tower: MoonViT) -> None:
-    import copy
-
     packed = item(1, 8, 8, 4)
     expected = tower(packed)
     rounded = copy.deepcopy(tower)
@@ -232,6 +231,21 @@ def test_training_carries_gradient_to_every_parameter() -> None:
     loss.backward()
     without = [name for name, p in kimi.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 300), st.integers(0, 99))
+def test_experts_in_one_product_are_experts_one_by_one(kimi: Kimi, tokens: int, seed: int) -> None:
+    block: Any = copy.deepcopy(kimi.language_model.model.layers[1].mlp)
+    x = torch.randn(tokens, kimi.config.text.hidden_size, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        apart = block(x)
+        block.stack_experts()
+        close(block(x), apart)
+        assert block._stacked() is not None
+        block.double()  # casting leaves the stacks behind
+        assert block._stacked() is None
+        close(block(x.double()).float(), apart)
 
 
 def test_balance_loss_is_alpha_at_balance_and_larger_otherwise() -> None:
