@@ -5,6 +5,7 @@
 Nothing heavy is imported before a verb is chosen.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -53,12 +54,17 @@ def main() -> None:
     sys.argv = [f"moonkit {verb}", *arguments[1:]]
     try:
         import_module(VERBS[verb][0]).main()
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `moonkit ... | head`
+            sys.stderr.close()
+            sys.exit(141)
+        if os.environ.get("MOONKIT_TRACEBACK"):
+            raise
+        print(f"moonkit {verb}: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `moonkit ... | head`
-        sys.stderr.close()
-        sys.exit(141)
 
 
 if __name__ == "__main__":
