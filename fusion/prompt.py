@@ -84,6 +84,7 @@ def prepare(
             kimi.chat_template,
             messages,
             tools,
+            tokenizer.special,
             add_generation_prompt=True,
             thinking=thinking,
             preserve_thinking=forced or bool(preserve_thinking),
@@ -95,7 +96,6 @@ def prepare(
     if config.vision is None and any(isinstance(piece, Media) for piece in pieces):
         raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
 
-    begin = "<|media_start|>" if config.profile == "kimi_vl" else "<|media_begin|>"
     items: list[Item] = []
     patches: list[PackedPatches] = []
     expanded: list[Piece] = []
@@ -114,7 +114,7 @@ def prepare(
                 patches.append(chunk.patches(config.media))
                 items.append(Item("video", *patches[-1].tokens, chunk.timestamp))
                 stamp = timestamp_text(chunk.timestamp, config.media.timestamp_mode)
-                expanded += [stamp, Control(begin), "video", Control("<|media_content|>"), Media("image", None)]
+                expanded += [stamp, Control("<|media_begin|>"), "video", Control("<|media_content|>"), Media("image", None)]
                 expanded.append(Control("<|media_end|>"))
 
     pad, left = config.media_placeholder_token_id, iter(items)
