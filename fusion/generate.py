@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from fusion.parse import ReplyParser, ToolCall
+from fusion.parse import ReplyParser, ToolCall, overlap
 from lm.cache import LatentCache
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class ReplyReader:
         if hits:
             text, self.held, self.stopped = text[: min(hits)], "", True
         else:
-            keep = max((_overlap(text, stop) for stop in self.sampling.stop), default=0)
+            keep = max((overlap(text, stop) for stop in self.sampling.stop), default=0)
             text, self.held = text[: len(text) - keep], text[len(text) - keep :]
         if text:
             yield self._show(text)
@@ -274,11 +274,6 @@ class ReplyReader:
     def _show(self, text: str) -> StreamEvent:
         self.text += text
         return StreamEvent("text", text)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def stream(
