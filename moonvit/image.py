@@ -1,0 +1,294 @@
+"""One image of any kind becomes patches.
+
+    path, bytes, PIL, array, tensor, data URL -- load_image --> RGB -- plan_resize, resize, pad --> cut_patches
+
+Pixel for pixel the released pipeline (media_utils.py of Kimi-K2.5): no upscaling, PIL bicubic, zero padding right and
+below to a multiple of 28, x / 255, minus mean, times 1 / std. One deviation: 16-bit images are scaled to 8 bits, where
+the released code saturates them to white.
+"""
+
+import base64
+import binascii
+import logging
+import math
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from moonvit.config import MediaConfig
+from moonvit.packing import PackedPatches
+
+log = logging.getLogger(__name__)
+
+ImageSource = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
+MAX_PIXELS = 2**27  # 134 million: refused before decoding, so that a small file cannot fill the memory
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000", "TGA", "MPO", "DIB")
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)  # what Pillow's readers raise on files that lie
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_image(source: ImageSource, *, upright: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An RGB image, decoded.
+
+    source: path, bytes, PIL image, array or tensor ((h, w), (h, w, 1|3|4) or tensor (3, h, w); uint8, uint16, bool, or
+    floats in 0..1), or a base64 data URL. Nothing is ever fetched from a network.
+    Results: alpha is dropped, not composited; palette, grey and CMYK go through PIL's convert; of an animation the first
+    frame; 16 bits become 8. EXIF orientation is ignored, as in the released code, unless `upright`.
+    Raises FileNotFoundError, or a one-line ValueError that names the source.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "PIL image", upright)
+    if isinstance(source, Tensor | np.ndarray):
+        return Image.fromarray(_array(source))
+    opened, name = _open(source, max_pixels)
+    with opened:
+        return _to_rgb(opened, name, upright)
+
+
+def _open(source: Any, max_pixels: int) -> tuple[Image.Image, str]:
+    data, name = read_source(source, "image")
+    file: Any = BytesIO(data) if isinstance(data, bytes) else data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except _BROKEN as error:
+            raise ValueError(f"{name}: not an image that can be read ({_reason(error)})") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise ValueError(f"{name}: {size} pixels are more than the limit of {max_pixels:,} (decompression bomb?)")
+    return image, name
+
+
+def read_source(source: Any, kind: str) -> tuple[bytes | Path, str]:
+    """Path or bytes of a source, and a short name for messages. kind: "image" or "video"."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not source:
+            raise ValueError(f"{kind} bytes are empty")
+        return bytes(source), f"{kind} of {len(source):,} bytes"
+    if isinstance(source, str):
+        if source.startswith("data:"):
+            return _data_url(source, kind), f"{kind} data URL"
+        if source.startswith(("http://", "https://", "ftp://")):
+            raise ValueError(f"{source[:80]}: nothing is fetched from a network; download it and give the path")
+        source = source.removeprefix("file://")
+    if not isinstance(source, str | Path):
+        raise ValueError(f"{kind} must be a path, bytes, a data URL or pixels, got {type(source).__name__}")
+    path = Path(source)
+    name = str(source)[:200]
+    if "\0" in str(source) or "\n" in name:
+        raise ValueError(f"{kind} path {name[:60]!r} holds control characters")
+    try:
+        if path.is_dir():
+            raise ValueError(f"{name}: is a folder, not a{'n' if kind == 'image' else ''} {kind}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no such {kind}: {name}")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name}: the file is empty")
+    except PermissionError:
+        raise ValueError(f"{name}: no permission to read it") from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{name}: {error.strerror}") from None
+    return path, name
+
+
+def _data_url(url: str, kind: str) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise ValueError(f"{kind} data URL must look like data:{kind}/...;base64,..., got {url[:40]!r}")
+    if not head.startswith(f"data:{kind}/") and not head.startswith("data:application/octet-stream"):
+        raise ValueError(f"{kind} data URL has type {head[5:-7]!r}")
+    try:
+        data = base64.b64decode("".join(body.split()), validate=True)  # a space after the comma is common
+    except binascii.Error as error:
+        raise ValueError(f"{kind} data URL is not valid base64: {error}") from None
+    if not data:
+        raise ValueError(f"{kind} data URL is empty")
+    return data
+
+
+def _to_rgb(image: Image.Image, name: str, upright: bool) -> Image.Image:
+    try:
+        if image.width < 1 or image.height < 1:
+            raise ValueError(f"{name}: has no pixels ({image.width}x{image.height})")
+        orientation = image.getexif().get(0x0112, 1) if hasattr(image, "getexif") else 1
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        elif orientation not in (0, 1):
+            log.info("%s: EXIF orientation %s is ignored, as the released code does (upright=True turns it)", name, orientation)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return Image.fromarray(_array(np.asarray(image), name))
+        return image.convert("RGB")
+    except _BROKEN as error:
+        if isinstance(error, ValueError) and str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}: cannot be decoded ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _array(source: Any, name: str = "") -> NDArray[np.uint8]:
+    """Pixels of any supported dtype and layout as uint8 (h, w, 3)."""
+    pixels = source.detach().cpu().float().numpy() if isinstance(source, Tensor) and source.is_floating_point() else source
+    pixels = np.asarray(pixels)
+    name = name or f"image array {pixels.dtype} {pixels.shape}"
+    if isinstance(source, Tensor) and pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ValueError(f"{name}: expected (h, w), (h, w, 1|3|4) or a tensor (3, h, w)")
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise ValueError(f"{name}: more than the limit of {MAX_PIXELS:,} pixels")
+    pixels = pixels[..., :3]  # alpha is dropped
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    elif np.issubdtype(pixels.dtype, np.floating):
+        if not np.isfinite(pixels).all():
+            raise ValueError(f"{name}: holds NaN or infinity")
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < 0 or high > 255:
+            raise ValueError(f"{name}: floats must lie in 0..1 (or 0..255), got {low:.3g}..{high:.3g}")
+        pixels = (pixels * 255 if high <= 1 else pixels).round().astype(np.uint8)
+    elif np.issubdtype(pixels.dtype, np.integer):
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 65_535:
+            raise ValueError(f"{name}: integers must lie in 0..255 or 0..65535, got {low}..{high}")
+        wide = pixels.dtype == np.uint16 or high > 255
+        pixels = (pixels >> 8 if wide else pixels).astype(np.uint8)
+    else:
+        raise ValueError(f"{name}: dtype {pixels.dtype} is not pixels")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Target of one image: resized to width x height, then padded right and below."""
+
+    width: int
+    height: int
+    pad_right: int
+    pad_bottom: int
+    patch_size: int
+    merge: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns in patches."""
+        return (self.height + self.pad_bottom) // self.patch_size, (self.width + self.pad_right) // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        rows, columns = self.grid
+        return rows * columns // self.merge**2
+
+
+def plan_resize(width: int, height: int, config: MediaConfig, limit: int) -> Resize:
+    """Size at which an image of width x height is seen, under a limit of `limit` patches.
+
+    Never larger than it is. The limit counts whole patches before padding, so the padded grid may exceed it by a little:
+    that is the released rule. Raises ValueError where the older Kimi-VL rule has no answer (a side of 512 patches).
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"an image of {width}x{height} has no pixels")
+    if config.fixed_output_tokens is not None:
+        raise ValueError("fixed_output_tokens is not implemented: no released preprocessor_config.json sets it")
+    patch, side = config.patch_size, config.patch_limit_on_one_side
+    if config.rule == "kimi_vl":
+        scale = 1.0
+        if (width // patch) * (height // patch) > limit:
+            scale = math.sqrt(limit / ((width // patch) * (height // patch)))
+    else:
+        area = max(1, width // patch) * max(1, height // patch)
+        scale = min(1.0, math.sqrt(limit / area), side * patch / width, side * patch / height)
+    new_width = min(max(1, int(width * scale)), side * patch)
+    new_height = min(max(1, int(height * scale)), side * patch)
+    if config.rule == "kimi_vl":
+        new_width, new_height = max(1, int(width * scale)), max(1, int(height * scale))
+    cell = patch * config.merge_kernel_size
+    plan = Resize(new_width, new_height, -new_width % cell, -new_height % cell, patch, config.merge_kernel_size)
+    if config.rule == "kimi_vl" and max(plan.grid) >= side:
+        raise ValueError(
+            f"an image of {width}x{height} gives {plan.grid[0]}x{plan.grid[1]} patches; this model takes fewer than {side} a side"
+        )
+    return plan
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def image_patches(image: Image.Image, config: MediaConfig | None = None) -> PackedPatches:
+    """One RGB image as one item, (1, rows, columns)."""
+    config = config or MediaConfig()
+    plan = plan_resize(image.width, image.height, config, config.in_patch_limit)
+    return cut_patches(pad_frame(image, plan)[None], config)
+
+
+def pad_frame(image: Image.Image, plan: Resize) -> NDArray[np.uint8]:
+    """Resized with PIL's bicubic filter and zero-padded: uint8 (height, width, 3)."""
+    if image.mode != "RGB":
+        raise ValueError(f"expected an RGB image, got mode {image.mode}; load_image makes one")
+    if image.size != (plan.width, plan.height):
+        image = image.resize((plan.width, plan.height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    if not plan.pad_right and not plan.pad_bottom:
+        return pixels
+    return np.pad(pixels, ((0, plan.pad_bottom), (0, plan.pad_right), (0, 0)))
+
+
+def cut_patches(frames: NDArray[np.uint8], config: MediaConfig) -> PackedPatches:
+    """Frames of one item, uint8 (t, h, w, 3) with sides that are multiples of a cell, to normalised patches."""
+    size = config.patch_size
+    t, height, width, _ = frames.shape
+    rows, columns = height // size, width // size
+    cells = frames.reshape(t, rows, size, columns, size, 3).transpose(0, 1, 3, 5, 2, 4)  # (t, rows, columns, 3, size, size)
+    bytes_ = np.ascontiguousarray(cells).reshape(-1, 3, size, size)
+    levels = _levels(config.image_mean, config.image_std)
+    if (levels == levels[0]).all():
+        pixels = levels[0][bytes_]
+    else:
+        pixels = np.stack([levels[c][bytes_[:, c]] for c in range(3)], axis=1)
+    return PackedPatches(torch.from_numpy(pixels), torch.tensor([[t, rows, columns]]))
+
+
+@lru_cache(maxsize=8)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """The normalised value of each of the 256 levels, (3, 256): the released arithmetic, done once per level."""
+    unit = (np.arange(256) / 255.0).astype(np.float32)
+    means, scales = np.array(mean, np.float32), (1.0 / np.array(std)).astype(np.float32)
+    return (unit[None] - means[:, None]) * scales[:, None]
