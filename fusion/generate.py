@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ from lm.cache import LatentCache
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fusion.checkpoint import Progress
     from fusion.model import Kimi
     from fusion.prompt import Prompt
     from lm.tokenizer import Tokenizer
@@ -349,6 +351,18 @@ class Ask:
     """Dequantise INT4 experts while loading instead of as they are used: faster, four times the memory."""
     json: bool = False
     """Print one JSON object when done instead of streaming."""
+
+
+@contextmanager
+def loading_bar(console: "Console", name: str) -> "Iterator[Progress]":
+    """A progress bar on the console while weights come in; yields the callback for from_pretrained."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(f"loading {name}", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def main() -> None:

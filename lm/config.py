@@ -168,7 +168,6 @@ _SWITCHES: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "scoring_func": ("sigmoid",),
     "topk_method": ("noaux_tc",),
-    "num_nextn_predict_layers": (0, None),
     "rope_interleave": (True,),
 }
 
