@@ -237,7 +237,10 @@ def measure(arguments: Bench, note: Callable[[str], None]) -> dict[str, Any]:
     with torch.inference_mode():
         media = _mixture(kimi.vision_tower.config.patch_size)
         row(
-            f"vision, {len(media)} items", "patches/s", len(media.pixels), {n: _call(s.vision, media) for n, s in sides.items()}
+            f"vision, {len(media)} items",
+            "patches/s",
+            len(media.pixels),
+            {n: _call(s.vision, media) for n, s in sides.items()},
         )
         for context in arguments.contexts:
             ids = torch.randint(0, kimi.config.text.vocab_size - 256, (context,))
@@ -295,6 +298,7 @@ def _model(arguments: Bench) -> Kimi:
 
 def peak_memory(arguments: Bench) -> dict[str, float]:
     """Peak resident memory of this process: after loading, and while it sees, reads and writes."""
+
     def peak() -> float:
         if sys.platform == "linux":  # ru_maxrss would start from the parent's peak
             status = Path("/proc/self/status").read_text()

@@ -46,8 +46,9 @@ def read_config(folder: Path) -> KimiConfig:
     kind = raw.get("model_type")
     known = ("kimi_k25", "kimi_vl", "kimi_k2", "deepseek_v3")
     if kind not in known:
+        where = folder / "config.json"
         hint = "; MoonViT.from_pretrained loads towers alone" if kind == "moonvit" else ""
-        raise ValueError(f"{folder / 'config.json'}: model_type {kind!r} is not known (known: {', '.join(known)}){hint}")
+        raise ValueError(f"{where}: model_type {kind!r} is not known (known: {', '.join(known)}){hint}")
     sees = kind in ("kimi_k25", "kimi_vl")
     text_raw, vision_raw = raw.get("text_config", {}) if sees else raw, raw.get("vision_config", {})
     for name, section in (("text_config", text_raw), ("vision_config", vision_raw)):
@@ -118,7 +119,7 @@ def _read_projector(kind: str, raw: dict[str, Any], vision: dict[str, Any], text
 
 
 def _check_quantization(quantization: Any) -> None:
-    """Only what the released checkpoints use. Which tensors are quantised is read off their names, never the ignore list."""
+    """Only what released checkpoints use. Which tensors are quantised is read off their names, never the ignore list."""
     if quantization is None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
@@ -127,13 +128,17 @@ def _check_quantization(quantization: Any) -> None:
             raise ValueError(f"FP8 blocks of {quantization['weight_block_size']} are not implemented (known: 128x128)")
         return
     if method != "compressed-tensors" or quantization.get("format") not in (None, "pack-quantized"):
-        raise ValueError(f"quantization {method!r} / {quantization.get('format') if method else None!r} is not implemented")
+        raise ValueError(
+            f"quantization {method!r} / {quantization.get('format') if method else None!r} is not implemented"
+        )
     for group in (quantization.get("config_groups") or {}).values():
         weights = group.get("weights") or {}
         wanted = {"num_bits": 4, "group_size": GROUP, "symmetric": True, "type": "int", "strategy": "group"}
         wrong = {key: weights[key] for key, value in wanted.items() if weights.get(key, value) != value}
         if wrong or weights.get("actorder"):
-            raise ValueError(f"quantization with {wrong or 'actorder'} is not implemented (known: INT4, groups of {GROUP})")
+            raise ValueError(
+                f"quantization with {wrong or 'actorder'} is not implemented (known: INT4, groups of {GROUP})"
+            )
 
 
 def _profile(kind: str, raw: dict[str, Any], quantization: dict[str, Any] | None, folder: Path) -> Profile:
@@ -165,32 +170,40 @@ def _profile(kind: str, raw: dict[str, Any], quantization: dict[str, Any] | None
 
 
 _HF_KEYS = set(
-    """_name_or_path add_cross_attention architectures attention_bias attention_dropout auto_map bad_words_ids
-    begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
-    diversity_penalty do_sample dtype torch_dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label label2id
-    initializer_range is_decoder is_encoder_decoder length_penalty max_length min_length model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores pad_token_id prefix problem_type pruned_heads quantization_config remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torchscript
-    transformers_version typical_p unk_token_id use_bfloat16 use_cache _attn_implementation
-    _attn_implementation_autoset attn_implementation moonkit_profile""".split()
+    """
+    _name_or_path add_cross_attention architectures attention_bias attention_dropout auto_map bad_words_ids
+    begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype torch_dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id id2label label2id initializer_range is_decoder is_encoder_decoder
+    length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
+    pruned_heads quantization_config remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torchscript transformers_version
+    typical_p unk_token_id use_bfloat16 use_cache _attn_implementation _attn_implementation_autoset
+    attn_implementation moonkit_profile
+    """.split()
 )
 _TEXT_KEYS = _HF_KEYS | set(
-    """aux_loss_alpha ep_size first_k_dense_replace head_dim hidden_act hidden_size intermediate_size kv_lora_rank
-    max_position_embeddings moe_intermediate_size moe_layer_freq n_group n_routed_experts n_shared_experts norm_topk_prob
-    num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_nextn_predict_layers
-    num_local_experts output_router_logits pretraining_tp q_lora_rank qk_head_dim qk_nope_head_dim qk_rope_head_dim
-    rms_norm_eps rope_interleave rope_parameters rope_scaling rope_theta routed_scaling_factor router_aux_loss_coef
-    scoring_func seq_aux topk_group topk_method v_head_dim vocab_size media_placeholder_token_id""".split()
+    """
+    aux_loss_alpha ep_size first_k_dense_replace head_dim hidden_act hidden_size intermediate_size kv_lora_rank
+    max_position_embeddings moe_intermediate_size moe_layer_freq n_group n_routed_experts n_shared_experts
+    norm_topk_prob num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads
+    num_nextn_predict_layers num_local_experts output_router_logits pretraining_tp q_lora_rank qk_head_dim
+    qk_nope_head_dim qk_rope_head_dim rms_norm_eps rope_interleave rope_parameters rope_scaling rope_theta
+    routed_scaling_factor router_aux_loss_coef scoring_func seq_aux topk_group topk_method v_head_dim vocab_size
+    media_placeholder_token_id
+    """.split()
 )
 _VISION_KEYS = _HF_KEYS | set(
-    """patch_size init_pos_emb_height init_pos_emb_width init_pos_emb_time pos_emb_height pos_emb_width pos_emb_time
-    pos_emb_type vt_hidden_size vt_num_hidden_layers vt_num_attention_heads vt_intermediate_size hidden_size
-    num_hidden_layers num_attention_heads intermediate_size hidden_act merge_kernel_size merge_type video_attn_type
-    mm_projector_type mm_hidden_size projector_hidden_act projector_ln_eps text_hidden_size rope_parameters
-    vision_config_type num_channels in_channels""".split()
+    """
+    patch_size init_pos_emb_height init_pos_emb_width init_pos_emb_time pos_emb_height pos_emb_width
+    pos_emb_time pos_emb_type vt_hidden_size vt_num_hidden_layers vt_num_attention_heads vt_intermediate_size
+    hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act merge_kernel_size merge_type
+    video_attn_type mm_projector_type mm_hidden_size projector_hidden_act projector_ln_eps text_hidden_size
+    rope_parameters vision_config_type num_channels in_channels
+    """.split()
 )
 
 
@@ -205,7 +218,11 @@ def _refuse_unknown(raw: dict[str, Any], where: str, known: set[str]) -> None:
 def config_to_dict(config: KimiConfig, dtype: torch.dtype, packed: bool) -> dict[str, Any]:
     """The released config.json. packed: the experts are stored in INT4."""
     name = str(dtype).removeprefix("torch.")
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
     text = config.text.to_dict() | ids
     if packed:
         stored = config.quantization or {}
@@ -251,7 +268,7 @@ def config_to_dict(config: KimiConfig, dtype: torch.dtype, packed: bool) -> dict
     }
 
 
-_INT4 = {
+_INT4: dict[str, Any] = {
     "config_groups": {
         "group_0": {
             "input_activations": None,
@@ -312,7 +329,12 @@ def place_of(name: str, sees: bool) -> Place:
         return Place("vision_tower." + tower[0], tower[1])
     name = re.sub(r"^(?:model\.)?(?:mm_projector|multi_modal_projector)\.", "mm_projector.", name)
     if name.startswith("mm_projector."):
-        for other, ours in (("linear_1", "proj.0"), ("linear_2", "proj.2"), ("in_proj", "proj.0"), ("out_proj", "proj.2")):
+        for other, ours in (
+            ("linear_1", "proj.0"),
+            ("linear_2", "proj.2"),
+            ("in_proj", "proj.0"),
+            ("out_proj", "proj.2"),
+        ):
             name = name.replace(f"mm_projector.{other}.", f"mm_projector.{ours}.")
         return Place(name)
     name = re.sub(r"^model\.language_model\.", "language_model.model.", name)  # transformers, in memory
@@ -352,7 +374,9 @@ def load_model(
     if name == "nano" and not Path(name).exists():
         folder = Path(str(files("fusion") / "assets" / "nano"))
         if not folder.is_dir():
-            raise FileNotFoundError("this build ships no trained nano weights; 'untrained:nano' has its shape, untrained")
+            raise FileNotFoundError(
+                "this build ships no trained nano weights; 'untrained:nano' has its shape, untrained"
+            )
     else:
         folder = resolve(path_or_hub_id)
     config = read_config(folder)
@@ -363,7 +387,7 @@ def load_model(
     kimi.tokenizer = Tokenizer.from_folder(folder) if (folder / "tiktoken.model").is_file() else None
     if kimi.tokenizer is not None and kimi.tokenizer.vocab_size > config.text.vocab_size + 2:  # K2-Base reserves 258
         raise ValueError(
-            f"{folder}: the tokenizer has {kimi.tokenizer.vocab_size:,} ids but the model embeds {config.text.vocab_size:,}"
+            f"{folder}: the tokenizer has {kimi.tokenizer.vocab_size:,} ids, the model embeds {config.text.vocab_size:,}"
         )
     template = folder / "chat_template.jinja"
     kimi.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
@@ -480,7 +504,9 @@ def _check_shapes(kimi: Kimi, shards: Shards, places: dict[str, Place], wanted: 
         elif _sibling(name, shards):
             kinds = (torch.float8_e4m3fn,)
         if stored.dtype not in kinds:
-            raise ValueError(f"{stored.file}: {name} has dtype {stored.dtype}, expected one of {[str(k) for k in kinds]}")
+            raise ValueError(
+                f"{stored.file}: {name} has dtype {stored.dtype}, expected one of {[str(k) for k in kinds]}"
+            )
 
 
 def _expected_shape(kimi: Kimi, place: Place, wanted: dict[str, Tensor]) -> tuple[int, ...] | None:
@@ -562,9 +588,7 @@ class _Filler:
 # ---- saving ----------------------------------------------------------------------------------------------------------
 
 
-def save_model(
-    kimi: Kimi, folder: str | Path, *, max_shard_bytes: int = 4 * 10**9, overwrite: bool = False
-) -> None:
+def save_model(kimi: Kimi, folder: str | Path, *, max_shard_bytes: int = 4 * 10**9, overwrite: bool = False) -> None:
     """Write config, weights, preprocessor, tokenizer and chat template in the released layout.
 
     All or nothing: files are written beside the target and moved into place when complete. Raises FileExistsError for
@@ -577,7 +601,9 @@ def save_model(
         if not target.is_dir():
             raise FileExistsError(f"{target} is a file")
         if any(target.iterdir()) and not (overwrite and (target / "config.json").is_file()):
-            raise FileExistsError(f"{target} is not empty" + ("" if overwrite else "; overwrite=True replaces a checkpoint"))
+            raise FileExistsError(
+                f"{target} is not empty" + ("" if overwrite else "; overwrite=True replaces a checkpoint")
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.parent / f".{target.name}.writing-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
@@ -603,7 +629,9 @@ def stored_name(name: str, config: KimiConfig) -> str:
     if config.vision is None:
         return name.removeprefix("language_model.")
     if config.projector.kind == "kimi_vl" and name.startswith("mm_projector."):
-        name = name.replace("mm_projector.proj.0.", "mm_projector.linear_1.").replace("mm_projector.proj.2.", "mm_projector.linear_2.")
+        name = name.replace("mm_projector.proj.0.", "mm_projector.linear_1.").replace(
+            "mm_projector.proj.2.", "mm_projector.linear_2."
+        )
         return name.replace("mm_projector.", "multi_modal_projector.")
     return name
 

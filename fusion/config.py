@@ -45,7 +45,7 @@ class KimiConfig:
             )
 
 
-def _own_ids(text: TextConfig) -> dict[str, int]:
+def _own_ids(text: TextConfig) -> dict[str, Any]:
     """Special ids of moonkit's own tokenizers: the same names at the same offsets, in the last 256 ids."""
     base = text.vocab_size - 256
     return {

@@ -119,7 +119,7 @@ class Kimi(nn.Module):
 
     @classmethod
     def untrained(cls, preset: str = "tiny", seed: int = 0) -> "Kimi":
-        """A preset with random weights and moonkit's own tokenizer: every stage runs, nothing it says means anything."""
+        """A preset with random weights and moonkit's own tokenizer: every stage runs, its words mean nothing."""
         from fusion.checkpoint import bundled_tokenizer
 
         if preset not in ("tiny", "nano"):

@@ -2,8 +2,8 @@
 
     thoughts </think> text <section> <call> functions.add:0 <argument> {"a": 1} </call> </section>
 
-Control tokens are recognised by id: the same strings spelled out in a text stay text. Nothing that a model emits raises:
-missing markers, calls inside a thought and malformed ids have defined results (the forms seen in the wild).
+Control tokens are recognised by id: the same strings spelled out in a text stay text. Nothing that a model emits
+raises: missing markers, calls inside a thought and malformed ids have defined results (the forms seen in the wild).
 """
 
 import codecs

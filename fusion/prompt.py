@@ -104,7 +104,7 @@ def prepare(
             expanded.append(piece)
         elif piece.kind == "image":
             patches.append(image_patches(load_image(piece.source), config.media))
-            items.append(Item("image", *patches[-1].tokens))
+            items.append(Item("image", patches[-1].tokens[0]))
             expanded.append(piece)
         elif config.media.rule == "kimi_vl":
             raise ValueError("Kimi-VL takes no video: send the frames as images")
@@ -112,9 +112,15 @@ def prepare(
             video = read_video(piece.source, config.media, max_frames=max_frames)
             for chunk in video.chunks:
                 patches.append(chunk.patches(config.media))
-                items.append(Item("video", *patches[-1].tokens, chunk.timestamp))
+                items.append(Item("video", patches[-1].tokens[0], chunk.timestamp))
                 stamp = timestamp_text(chunk.timestamp, config.media.timestamp_mode)
-                expanded += [stamp, Control("<|media_begin|>"), "video", Control("<|media_content|>"), Media("image", None)]
+                expanded += [
+                    stamp,
+                    Control("<|media_begin|>"),
+                    "video",
+                    Control("<|media_content|>"),
+                    Media("image", None),
+                ]
                 expanded.append(Control("<|media_end|>"))
 
     pad, left = config.media_placeholder_token_id, iter(items)

@@ -1,8 +1,8 @@
 """moonkit sizes: how big every preset or checkpoint is, counted on the meta device.
 
-    moonkit sizes                     all presets
-    moonkit sizes --model k2_7_code   one preset, part by part
-    moonkit sizes --model FOLDER      a checkpoint, from its config.json alone
+moonkit sizes                     all presets
+moonkit sizes --model k2_7_code   one preset, part by part
+moonkit sizes --model FOLDER      a checkpoint, from its config.json alone
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ def main() -> None:
 
     console = Console()
     if arguments.model is None:
-        table = Table(title="presets", caption="activated: per token, with embedding and head; cache: per token in bf16")
+        table = Table(
+            title="presets", caption="activated: per token, with embedding and head; cache: per token in bf16"
+        )
         for column in ("preset", "parameters", "activated", "tower", "experts", "layers", "cache"):
             table.add_column(column, justify="left" if column == "preset" else "right")
         for name, preset in PRESETS.items():

@@ -311,11 +311,15 @@ def render_with_jinja(
             wanted = "image" if match[0] == "<|media_pad|>" else "video"
             if item is None or item.kind != wanted:
                 got = f"an {item.kind}" if item else "nothing"
-                raise ValueError(f"the chat template's media place {written} is for an {wanted} but the messages have {got}")
+                raise ValueError(
+                    f"the chat template's media place {written} is for an {wanted} but the messages have {got}"
+                )
             out.append(item)
         else:
             out.append(Control(match[0]))
     out.append(reveal(text[at:]))
     if written != len(media):
-        raise ValueError(f"the messages have {len(media)} images and clips but the chat template wrote {written} places")
+        raise ValueError(
+            f"the messages have {len(media)} images and clips but the chat template wrote {written} places"
+        )
     return merge_text(out)

@@ -58,7 +58,9 @@ def tools_typescript(tools: Sequence[dict[str, Any]]) -> str:
     Raises ValueError for a schema that the format cannot express.
     """
     functions = [
-        _function(tool["function"]) for tool in _sorted(list(tools)) if tool.get("type") == "function" and tool.get("function")
+        _function(tool["function"])
+        for tool in _sorted(list(tools))
+        if tool.get("type") == "function" and tool.get("function")
     ]
     if not functions:
         return ""
@@ -79,7 +81,9 @@ def _function(function: dict[str, Any]) -> str:
     calls_itself = _collect(parameters, definitions)
     lines = []
     if calls_itself:
-        fields = ",\n".join(_field(name, schema, parameters, definitions, _STEP) for name, schema in _properties(parameters))
+        fields = ",\n".join(
+            _field(name, schema, parameters, definitions, _STEP) for name, schema in _properties(parameters)
+        )
         lines.append("interface parameters {" + (f"\n{fields}\n" if fields else "") + "}")
     for name, schema in definitions.items():
         about = schema.get("description", "") if isinstance(schema, dict) else ""

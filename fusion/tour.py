@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from fusion.model import Kimi
     from moonvit.config import MediaConfig
     from moonvit.video import Video
 
@@ -108,13 +107,17 @@ def walk(arguments: Tour, console: "Console") -> None:
         picture = image_patches(image, config.media)
         _, rows, columns = picture.grid_thw[0].tolist()
         said.append(f"{photo.name}: {image.width}x{image.height} pixels, resized to {plan.width}x{plan.height},")
-        said.append(f"padded by {plan.pad_right} right and {plan.pad_bottom} below -> {rows}x{columns} patches of 14x14")
+        said.append(
+            f"padded by {plan.pad_right} right and {plan.pad_bottom} below -> {rows}x{columns} patches of 14x14"
+        )
         said.append(f"= {len(picture.pixels):,} patches -> {picture.tokens[0]:,} tokens (2x2 patches each)")
     with stage("moonvit/video.py") as said:
         video = read_video(clip, config.media)
         chunks = [chunk.patches(config.media) for chunk in video.chunks]
         frames = sum(len(chunk.frames) for chunk in video.chunks)
-        said.append(f"{clip.name}: {video.num_frames} frames at {video.fps:.3g}/s, {frames} sampled -> {len(chunks)} chunks")
+        said.append(
+            f"{clip.name}: {video.num_frames} frames at {video.fps:.3g}/s, {frames} sampled -> {len(chunks)} chunks"
+        )
         for chunk, patches in zip(video.chunks, chunks, strict=True):
             t, h, w = patches.grid_thw[0].tolist()
             stamp = timestamp_text(chunk.timestamp, config.media.timestamp_mode)
@@ -150,7 +153,9 @@ def walk(arguments: Tour, console: "Console") -> None:
     with stage("fusion/prompt.py") as said:
         prompt = kimi.prepare(messages)
         vision_tokens = sum(item.tokens for item in prompt.items)
-        said.append(f"{len(prompt):,} ids: {vision_tokens:,} <|media_pad|> places and {len(prompt) - vision_tokens} of text")
+        said.append(
+            f"{len(prompt):,} ids: {vision_tokens:,} <|media_pad|> places and {len(prompt) - vision_tokens} of text"
+        )
 
     console.print("\n[bold]3. The model reads[/]")
     device = kimi.device
@@ -182,7 +187,7 @@ def walk(arguments: Tour, console: "Console") -> None:
         with stage("lm/cache.py") as said:
             logits = prefill(kimi, prompt, cache)
             said.append(
-                f"prefill keeps {cache.cache_dim} elements per token and layer: {cache.bytes_per_token:,} bytes per token"
+                f"prefill keeps {cache.cache_dim} elements per token and layer, {cache.bytes_per_token:,} bytes in all"
             )
 
         console.print("\n[bold]4. The model writes[/]")
@@ -200,7 +205,9 @@ def walk(arguments: Tour, console: "Console") -> None:
     console.print()
     words = tokenizer.decode(ids, skip_special=True)
     console.print(f"  {words!r}" + ("  (random weights: noise, as it should be)" if untrained else ""), markup=False)
-    console.print("\nNext: moonkit ask --help, moonkit sizes, moonkit bench; the README names the files to read, in order.")
+    console.print(
+        "\nNext: moonkit ask --help, moonkit sizes, moonkit bench; the README names the files to read, in order."
+    )
 
 
 def draw(image: "Image.Image", video: "Video", media: "MediaConfig") -> "Image.Image":

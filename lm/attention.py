@@ -42,9 +42,9 @@ class RMSNorm(nn.Module):
 class Layout:
     """Which rows of a flat (tokens, dim) array belong to which sequence, and where each token stands.
 
-        rows       |s0 s0 s0 s0|s1|s2 s2 s2|      new tokens, end to end
-        past        0           7  3              tokens of the sequence already in the cache
-        positions   0  1  2  3  7  3  4  5
+    rows       |s0 s0 s0 s0|s1|s2 s2 s2|      new tokens, end to end
+    past        0           7  3              tokens of the sequence already in the cache
+    positions   0  1  2  3  7  3  4  5
     """
 
     new: tuple[int, ...]
@@ -153,7 +153,9 @@ class Attention(nn.Module):
         """One new token per sequence against its cached latents; (sequences, heads, v)."""
         config = self.config
         weight = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
-        to_key, to_value = weight.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)  # (heads, nope | v, latent)
+        to_key, to_value = weight.split(
+            [config.qk_nope_head_dim, config.v_head_dim], dim=1
+        )  # (heads, nope | v, latent)
         known = cached[:, : max(layout.past) + 1]  # (sequences, keys, latent + rope)
         q_latent = torch.bmm(q_nope.transpose(0, 1), to_key).transpose(0, 1)  # (sequences, heads, latent)
         scores = torch.bmm(torch.cat([q_latent, q_rope], dim=-1), known.transpose(1, 2)) * config.softmax_scale

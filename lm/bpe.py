@@ -11,6 +11,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ import tyro
 from lm.tokenizer import NUM_SPECIAL, PATTERN, Tokenizer
 
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .py .pyi .c .h .cpp .cc .rs .go .js .ts .java .html .css .json .jsonl .yaml .yml .toml .sh .tex .csv".split()
+    ".txt .md .rst .py .pyi .c .h .cpp .cc .rs .go .js .ts .java .html .css .json .jsonl .yaml .yml .toml .sh".split()
 )
 
 
@@ -47,7 +48,7 @@ def train_bpe(
     pairs: Counter[tuple[int, int]] = Counter()
     where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for index, (word, count) in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += count
             where[pair].add(index)
 
@@ -72,11 +73,11 @@ def train_bpe(
         touched: set[tuple[int, int]] = set()
         for index in where.pop(pair):
             word, times = words[index]
-            for old in zip(word, word[1:], strict=False):
+            for old in pairwise(word):
                 pairs[old] -= times
                 touched.add(old)
             merged = _merge(word, pair, new)
-            for fresh in zip(merged, merged[1:], strict=False):
+            for fresh in pairwise(merged):
                 pairs[fresh] += times
                 where[fresh].add(index)
                 touched.add(fresh)
@@ -148,7 +149,9 @@ def main() -> None:
     """The verb."""
     arguments = tyro.cli(Train, prog="moonkit tokenizer")
     if arguments.vocab_size < 256 + NUM_SPECIAL:
-        raise ValueError(f"--vocab-size must be at least {256 + NUM_SPECIAL}: 256 bytes and {NUM_SPECIAL} special tokens")
+        raise ValueError(
+            f"--vocab-size must be at least {256 + NUM_SPECIAL}: 256 bytes and {NUM_SPECIAL} special tokens"
+        )
     from rich.console import Console
     from rich.progress import Progress
 
@@ -156,7 +159,9 @@ def main() -> None:
     skipped: list[Path] = []
     texts = list(read_texts(arguments.text, arguments.max_bytes, skipped))
     size = sum(len(text.encode()) for text in texts)
-    console.print(f"{size:,} bytes from {len(texts)} files" + (f", {len(skipped)} skipped (no UTF-8)" if skipped else ""))
+    console.print(
+        f"{size:,} bytes from {len(texts)} files" + (f", {len(skipped)} skipped (no UTF-8)" if skipped else "")
+    )
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("joining pairs", total=arguments.vocab_size - NUM_SPECIAL)
         ranks = train_bpe(texts, arguments.vocab_size - NUM_SPECIAL, lambda done, _: bar.update(task, completed=done))

@@ -76,9 +76,10 @@ class TextConfig:
         may_be_zero = {"n_shared_experts", "first_k_dense_replace", "aux_loss_alpha", "tie_word_embeddings"}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                if value < 0 or (value == 0 and field.name not in may_be_zero):
-                    raise ValueError(f"text config: {field.name} must be positive, got {value}")
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if value < 0 or (value == 0 and field.name not in may_be_zero):
+                raise ValueError(f"text config: {field.name} must be positive, got {value}")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"text config: qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
         if self.n_routed_experts % self.n_group:
@@ -121,7 +122,7 @@ class TextConfig:
         kv_heads = raw.get("num_key_value_heads")
         if kv_heads not in (None, raw.get("num_attention_heads")):
             raise ValueError(
-                f"text config: num_key_value_heads={kv_heads} but num_attention_heads={raw.get('num_attention_heads')}; "
+                f"text config: num_key_value_heads={kv_heads} but {raw.get('num_attention_heads')} attention heads; "
                 "MLA has one key per query head"
             )
         names = {field.name for field in fields(cls)} - {"yarn", "latent_norm_eps"}
@@ -161,7 +162,14 @@ class TextConfig:
 
 
 # Not in every released config.json; the class defaults of TextConfig's family apply when absent.
-_OPTIONAL = {"moe_layer_freq", "aux_loss_alpha", "initializer_range", "tie_word_embeddings", "q_lora_rank", "rope_theta"}
+_OPTIONAL = {
+    "moe_layer_freq",
+    "aux_loss_alpha",
+    "initializer_range",
+    "tie_word_embeddings",
+    "q_lora_rank",
+    "rope_theta",
+}
 
 _SWITCHES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),

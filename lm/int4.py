@@ -44,7 +44,7 @@ def quantize_int4(
     """weight_packed and weight_scale (bfloat16) of a weight (out, in).
 
     rule "minmax": scale = largest / 7.5, values -8..7 (compressed-tensors). "qat": scale = largest / 7, values -7..7
-    (the fake-quantisation of public QAT code; Moonshot's own rule is unpublished). Raises ValueError for a ragged group.
+    (the fake-quantisation of public QAT code; Moonshot's own is unpublished). Raises ValueError for a ragged group.
     """
     if weight.ndim != 2 or weight.shape[1] % group:
         raise ValueError(f"INT4 needs a matrix whose width is a multiple of {group}, got {tuple(weight.shape)}")

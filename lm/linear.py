@@ -4,7 +4,7 @@ from torch import nn
 
 
 class Linear(nn.Linear):
-    """nn.Linear without bias. LanguageModel draws all matrices once; a trillion-parameter skeleton has 70,000 of them."""
+    """nn.Linear without bias. LanguageModel draws all matrices once; a trillion parameters are 70,000 of them."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)

@@ -8,6 +8,7 @@ code refuses to run in training mode; here the same forward carries gradient to 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ class MoE(nn.Module):
         """The stacks, while the last expert's parameters still live in them."""
         if self._stacks is None:
             return None
-        last = self.experts[-1]
+        last: Any = self.experts[-1]
         weights = (last.gate_proj.weight, last.up_proj.weight, last.down_proj.weight)
         alive = all(w.data_ptr() == s[-1].data_ptr() for w, s in zip(weights, self._stacks, strict=True))
         if not alive:

@@ -1,9 +1,9 @@
 """What a forward pass can be asked to show or to take over, besides its result.
 
-    taps = Taps(want_max_logits=True)
-    hidden = language_model(x, lengths, taps=taps)
-    taps.max_logits[layer]        # float32 (heads): what QK-Clip needs
-    taps.routing[n].chosen        # the experts of the n-th MoE layer
+taps = Taps(want_max_logits=True)
+hidden = language_model(x, lengths, taps=taps)
+taps.max_logits[layer]        # float32 (heads): what QK-Clip needs
+taps.routing[n].chosen        # the experts of the n-th MoE layer
 """
 
 from collections.abc import Sequence

@@ -140,7 +140,9 @@ class Tokenizer:
         """Id of a special token. Raises ValueError for an unknown name."""
         if name not in self.special:
             near = get_close_matches(name, [n for n in self.special if "reserved" not in n], 3, 0.4)
-            raise ValueError(f"no special token {name!r} in this tokenizer" + (f"; near: {', '.join(near)}" if near else ""))
+            raise ValueError(
+                f"no special token {name!r} in this tokenizer" + (f"; near: {', '.join(near)}" if near else "")
+            )
         return self.special[name]
 
     def is_special(self, token: int) -> bool:
@@ -208,7 +210,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise ValueError(f"{path}, line {number}: expected base64 and a rank, got {line[:40]!r}") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
-        raise ValueError(f"{path}: its {len(ranks)} distinct tokens do not have the ranks 0..{len(ranks) - 1}, each once")
+        raise ValueError(
+            f"{path}: its {len(ranks)} distinct tokens do not have the ranks 0..{len(ranks) - 1}, each once"
+        )
     return ranks
 
 

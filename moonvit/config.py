@@ -59,7 +59,9 @@ class VisionConfig:
 
         for key, supported in _SWITCHES.items():
             if raw.get(key, supported[0]) not in supported:
-                raise ValueError(f"vision config: {key}={raw[key]!r} is not implemented (known: {', '.join(supported)})")
+                raise ValueError(
+                    f"vision config: {key}={raw[key]!r} is not implemented (known: {', '.join(supported)})"
+                )
         merge = read("merge_kernel_size", default=2)
         if isinstance(merge, list | tuple):
             if len(merge) != 2 or merge[0] != merge[1]:

@@ -64,7 +64,9 @@ class Block(nn.Module):
         self.mlp = MLP(dim, config.intermediate_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        q, k, v = self.wqkv(self.norm0(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (patches, heads, head_dim)
+        q, k, v = (
+            self.wqkv(self.norm0(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        )  # (patches, heads, head_dim)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         x = x + self.wo(attend_within(q, k, v, lengths).flatten(1))
         return x + self.mlp(self.norm1(x))
@@ -132,7 +134,7 @@ class MoonViT(nn.Module):
                 f"pixels were cut into patches of {packed.pixels.shape[-1]} but the tower wants {config.patch_size}"
             )
         grids: list[Grid] = [(t, h, w) for t, h, w in packed.grid_thw.tolist()]
-        for t, h, w in grids:
+        for _, h, w in grids:
             if max(h, w) > config.max_grid:
                 raise ValueError(f"an item has {h}x{w} patches; the tower's largest side is {config.max_grid}")
             if h % config.merge or w % config.merge:
@@ -174,7 +176,7 @@ class MoonViT(nn.Module):
 
     @classmethod
     def from_siglip(cls, source: "str | nn.Module", table_size: int = 64) -> "MoonViT":
-        """Start a tower from SigLIP-SO400M: "timm:MODEL", "open_clip:MODEL/TAG" or such a module. See moonvit.siglip."""
+        """Start a tower from SigLIP: "timm:MODEL", "open_clip:MODEL/TAG" or such a module. See moonvit.siglip."""
         from moonvit.siglip import tower_from_siglip
 
         return tower_from_siglip(source, table_size)

@@ -58,8 +58,8 @@ def load_image(source: ImageSource, *, upright: bool = False, max_pixels: int = 
 
     source: path, bytes, PIL image, array or tensor ((h, w), (h, w, 1|3|4) or tensor (3, h, w); uint8, uint16, bool, or
     floats in 0..1), or a base64 data URL. Nothing is ever fetched from a network.
-    Results: alpha is dropped, not composited; palette, grey and CMYK go through PIL's convert; of an animation the first
-    frame; 16 bits become 8. EXIF orientation is ignored, as in the released code, unless `upright`.
+    Results: alpha is dropped, not composited; palette, grey and CMYK go through PIL's convert; of an animation the
+    first frame; 16 bits become 8. EXIF orientation is ignored, as in the released code, unless `upright`.
     Raises FileNotFoundError, or a one-line ValueError that names the source.
     """
     if isinstance(source, Image.Image):
@@ -144,7 +144,11 @@ def _to_rgb(image: Image.Image, name: str, upright: bool) -> Image.Image:
         if upright:
             image = ImageOps.exif_transpose(image)
         elif orientation not in (0, 1):
-            log.info("%s: EXIF orientation %s is ignored, as the released code does (upright=True turns it)", name, orientation)
+            log.info(
+                "%s: EXIF orientation %s is ignored, as the released code does (upright=True turns it)",
+                name,
+                orientation,
+            )
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             return Image.fromarray(_array(np.asarray(image), name))
         return image.convert("RGB")
@@ -161,10 +165,17 @@ def _reason(error: BaseException) -> str:
 
 def _array(source: Any, name: str = "") -> NDArray[np.uint8]:
     """Pixels of any supported dtype and layout as uint8 (h, w, 3)."""
-    pixels = source.detach().cpu().float().numpy() if isinstance(source, Tensor) and source.is_floating_point() else source
+    pixels = (
+        source.detach().cpu().float().numpy() if isinstance(source, Tensor) and source.is_floating_point() else source
+    )
     pixels = np.asarray(pixels)
     name = name or f"image array {pixels.dtype} {pixels.shape}"
-    if isinstance(source, Tensor) and pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+    if (
+        isinstance(source, Tensor)
+        and pixels.ndim == 3
+        and pixels.shape[0] in (1, 3, 4)
+        and pixels.shape[2] not in (1, 3, 4)
+    ):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -221,7 +232,7 @@ class Resize:
 def plan_resize(width: int, height: int, config: MediaConfig, limit: int) -> Resize:
     """Size at which an image of width x height is seen, under a limit of `limit` patches.
 
-    Never larger than it is. The limit counts whole patches before padding, so the padded grid may exceed it by a little:
+    Never larger than it is. The limit counts whole patches before padding, so the padded grid may exceed it a little:
     that is the released rule. Raises ValueError where the older Kimi-VL rule has no answer (a side of 512 patches).
     """
     if width < 1 or height < 1:
@@ -244,7 +255,8 @@ def plan_resize(width: int, height: int, config: MediaConfig, limit: int) -> Res
     plan = Resize(new_width, new_height, -new_width % cell, -new_height % cell, patch, config.merge_kernel_size)
     if config.rule == "kimi_vl" and max(plan.grid) >= side:
         raise ValueError(
-            f"an image of {width}x{height} gives {plan.grid[0]}x{plan.grid[1]} patches; this model takes fewer than {side} a side"
+            f"an image of {width}x{height} gives {plan.grid[0]}x{plan.grid[1]} patches; "
+            f"this model takes fewer than {side} a side"
         )
     return plan
 
@@ -276,7 +288,9 @@ def cut_patches(frames: NDArray[np.uint8], config: MediaConfig) -> PackedPatches
     size = config.patch_size
     t, height, width, _ = frames.shape
     rows, columns = height // size, width // size
-    cells = frames.reshape(t, rows, size, columns, size, 3).transpose(0, 1, 3, 5, 2, 4)  # (t, rows, columns, 3, size, size)
+    cells = frames.reshape(t, rows, size, columns, size, 3).transpose(
+        0, 1, 3, 5, 2, 4
+    )  # (t, rows, columns, 3, size, size)
     bytes_ = np.ascontiguousarray(cells).reshape(-1, 3, size, size)
     levels = _levels(config.image_mean, config.image_std)
     if (levels == levels[0]).all():

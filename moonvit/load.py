@@ -62,7 +62,9 @@ class Shards:
             files = sorted(folder / file for file in set(listed.values()))
             missing = [file.name for file in files if not file.is_file()]
             if missing:
-                raise FileNotFoundError(f"{folder}: {len(missing)} of {len(files)} shards are missing: {_some(missing)}")
+                raise FileNotFoundError(
+                    f"{folder}: {len(missing)} of {len(files)} shards are missing: {_some(missing)}"
+                )
         if not files:
             if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
                 raise ValueError(f"{folder}: only pickled weights (.bin/.pt); convert them to safetensors first")
@@ -79,9 +81,9 @@ class Shards:
                 raise ValueError(f"{index}: {len(absent)} tensors are not where it says: {_some(absent)}")
         self.nbytes = sum(_nbytes(stored) for stored in self.tensors.values())
 
-    def read(self, names: Callable[[str], bool], progress: Callable[[int, int], None] | None = None) -> Iterator[
-        tuple[str, Tensor]
-    ]:
+    def read(
+        self, names: Callable[[str], bool], progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Every tensor whose name is wanted, file by file. Views into the open file: copy what is kept."""
         wanted: dict[Path, list[str]] = {}
         for name, stored in self.tensors.items():
@@ -132,7 +134,11 @@ def _header(file: Path) -> dict[str, Stored]:
     end = 0
     for name, entry in header.items():
         try:
-            dtype, shape, (first, last) = entry["dtype"], tuple(map(int, entry["shape"])), map(int, entry["data_offsets"])
+            dtype, shape, (first, last) = (
+                entry["dtype"],
+                tuple(map(int, entry["shape"])),
+                map(int, entry["data_offsets"]),
+            )
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{file}: the header entry of {name} is malformed") from None
         if dtype not in _DTYPES:

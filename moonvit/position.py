@@ -44,7 +44,9 @@ class PositionTable(nn.Module):
         rows = []
         for t, h, w in grids:
             if t > self.max_frames:
-                raise ValueError(f"a chunk has {t} frames but the tower knows at most {self.max_frames}; split the clip")
+                raise ValueError(
+                    f"a chunk has {t} frames but the tower knows at most {self.max_frames}; split the clip"
+                )
             table = self._resized(h, w)
             if t > 1:
                 # rounded to the table's dtype before the sum, as the released code does when it runs in bfloat16

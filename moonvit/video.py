@@ -6,6 +6,7 @@ Sampling, grouping and timestamps as in the released split_video_chunks; the dec
 the work here, and PyAV where decord is missing or stumbles.
 """
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -119,7 +120,7 @@ def read_video(
 def _check_count(name: str, count: int, max_frames: int, config: MediaConfig) -> None:
     if count > max_frames:
         raise ValueError(
-            f"{name}: samples to {count:,} frames at {config.sample_fps:g} per second, more than max_frames={max_frames}; "
+            f"{name}: samples to {count:,} frames ({config.sample_fps:g} per second), over max_frames={max_frames}; "
             "raise max_frames, lower sample_fps or cut the clip"
         )
 
@@ -184,10 +185,8 @@ class _Decoder:
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # bytes that a dead child did not take
                     pipe.close()
-                except OSError:
-                    pass  # bytes that a dead child did not take
         self.process.wait()
 
     def about(self) -> dict[str, Any]:

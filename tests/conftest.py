@@ -18,7 +18,7 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Real data for checks: $MOONKIT_DATA or ../shared/data beside the repository; the test skips where it is absent."""
+    """Real data: $MOONKIT_DATA, or ../shared/data beside the repository; tests skip where it is absent."""
     folder = Path(os.environ.get("MOONKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set MOONKIT_DATA")

@@ -144,7 +144,12 @@ def test_text_logits(config: KimiConfig, seed: int, length: int, scale: float) -
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(configs(with_vision=True), st.integers(0, 10**6), st.lists(grids, min_size=1, max_size=4), st.sampled_from([1.0, 3e-3]))
+@given(
+    configs(with_vision=True),
+    st.integers(0, 10**6),
+    st.lists(grids, min_size=1, max_size=4),
+    st.sampled_from([1.0, 3e-3]),
+)
 @torch.inference_mode()
 def test_tower_and_projector_on_packed_mixtures(config: KimiConfig, seed: int, sizes: list, scale: float) -> None:
     """Chunks of 1-4 frames and images, packed for us, one at a time for the oracle (it fails on mixtures)."""
