@@ -119,7 +119,7 @@ def _read_projector(kind: str, raw: dict[str, Any], vision: dict[str, Any], text
 
 
 def _check_quantization(quantization: Any) -> None:
-    """Only what released checkpoints use. Which tensors are quantised is read off their names, never the ignore list."""
+    """Only what released checkpoints use. Which tensors are quantised is read off their names, not the ignore list."""
     if quantization is None:
         return
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
@@ -387,7 +387,7 @@ def load_model(
     kimi.tokenizer = Tokenizer.from_folder(folder) if (folder / "tiktoken.model").is_file() else None
     if kimi.tokenizer is not None and kimi.tokenizer.vocab_size > config.text.vocab_size + 2:  # K2-Base reserves 258
         raise ValueError(
-            f"{folder}: the tokenizer has {kimi.tokenizer.vocab_size:,} ids, the model embeds {config.text.vocab_size:,}"
+            f"{folder}: the tokenizer has {kimi.tokenizer.vocab_size:,} ids, the model {config.text.vocab_size:,}"
         )
     template = folder / "chat_template.jinja"
     kimi.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
