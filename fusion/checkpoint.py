@@ -435,9 +435,12 @@ def load_weights(
             put(place.target, tensor)
         elif place.part in ("gate_up_proj", "down_proj"):
             _unfuse(put, place, tensor)
+        elif place.part == "shape":
+            _check_stored_shape(kimi, place, tensor, name)
+            if place.target not in wanted:
+                put.raw(f"{place.target}_shape", tensor.to(torch.int32))
         elif place.target in packed and place.target not in wanted:  # stays packed
-            base = place.target.removesuffix(".weight")
-            put.raw(f"{base}.weight_{place.part}", tensor.to(torch.int32) if place.part == "shape" else tensor)
+            put.raw(f"{place.target}_{place.part}", tensor)
         else:
             parts = waiting.setdefault(place.target, {})
             parts[place.part] = tensor.clone()
@@ -533,13 +536,17 @@ def _expected_shape(kimi: Kimi, place: Place, wanted: dict[str, Tensor]) -> tupl
     return (rows // 3, *rest) if place.part in ("q", "k", "v") else (rows, *rest)
 
 
+def _check_stored_shape(kimi: Kimi, place: Place, stored: Tensor, name: str) -> None:
+    """weight_shape repeats what the config says; where it does not, one of the two is wrong."""
+    module: Any = kimi.get_submodule(place.target.removesuffix(".weight"))
+    if stored.tolist() != [module.out_features, module.in_features]:
+        raise ValueError(f"{name} says {stored.tolist()}, the config {[module.out_features, module.in_features]}")
+
+
 def _assemble(parts: dict[str, Tensor], target: str, kimi: Kimi, packed: set[str]) -> Tensor | None:
     """The whole tensor once all of its parts are there."""
     if target in packed:
         if not {"packed", "scale"} <= set(parts):
-            return None
-        # the shape may still come; it says nothing that the config does not
-        if "shape" not in parts and "done" in parts:
             return None
         in_features = kimi.get_parameter(target).shape[1]
         return dequantize_int4(parts["packed"], parts["scale"], in_features)

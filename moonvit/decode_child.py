@@ -43,17 +43,16 @@ class Av:
 
         self.av, self.open_file = av, open_file
         with av.open(_plain(open_file())) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            stream = container.streams.video[0]
+            stream = best_stream(container)
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else 0.0
             self.count = sum(1 for _ in self._decode(container))
 
     def _decode(self, container: Any) -> Iterator[Any]:
-        container.streams.video[0].thread_type = "AUTO"
+        stream = best_stream(container)
+        stream.thread_type = "AUTO"
         try:
-            yield from container.decode(video=0)
+            yield from container.decode(stream)
         except self.av.error.FFmpegError:
             return  # what came before is good
 
@@ -69,6 +68,14 @@ class Av:
                     return
 
 
+def best_stream(container: Any) -> Any:
+    """The video stream that FFmpeg ranks first, as decord takes it (the largest, of several)."""
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ValueError("it has no video stream")
+    return stream
+
+
 def _plain(file: Any) -> Any:
     return str(file) if isinstance(file, str) else file
 
@@ -81,9 +88,7 @@ def packets(open_file: Any) -> int | None:
         return None
     try:
         with av.open(_plain(open_file())) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            return sum(1 for packet in container.demux(video=0) if packet.size)
+            return sum(1 for packet in container.demux(best_stream(container)) if packet.size)
     except av.error.FFmpegError:
         return None
 

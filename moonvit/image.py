@@ -67,7 +67,8 @@ def load_image(source: ImageSource, *, upright: bool = False, max_pixels: int = 
     if isinstance(source, Tensor | np.ndarray):
         return Image.fromarray(_array(source))
     opened, name = _open(source, max_pixels)
-    with opened:
+    with opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on files that it reads all the same
         return _to_rgb(opened, name, upright)
 
 
@@ -75,7 +76,7 @@ def _open(source: Any, max_pixels: int) -> tuple[Image.Image, str]:
     data, name = read_source(source, "image")
     file: Any = BytesIO(data) if isinstance(data, bytes) else data
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+        warnings.simplefilter("ignore")  # our own limit on pixels follows
         try:
             image = Image.open(file, formats=_FORMATS)
         except _BROKEN as error:

@@ -92,26 +92,36 @@ def pack(items: Sequence[PackedPatches]) -> PackedPatches:
     return PackedPatches(torch.cat([item.pixels for item in items]), torch.cat([item.grid_thw for item in items]))
 
 
-def plan_packs(lengths: Iterable[int], budget: int) -> Iterator[list[int]]:
-    """Fill packs of at most `budget` patches with whole items, in order of arrival; yields the indices of each pack.
+def plan_packs(lengths: Iterable[int], budget: int, open_packs: int = 8) -> Iterator[list[int]]:
+    """Fill packs of at most `budget` patches with whole items; yields the indices of each pack, in order of arrival.
 
-    An item goes into the open pack while it fits, otherwise that pack is closed: order is kept, so that a data
-    stream stays deterministic and resumable. Raises ValueError for an item that no pack can hold.
+    Online best fit: an item goes into the fullest of at most `open_packs` open packs that still holds it; when none
+    does and all are open, the fullest is closed. The same lengths give the same packs, and an item waits a bounded
+    time, so a data stream stays deterministic and resumable. open_packs=1 keeps the items' order across packs too.
+    Raises ValueError for an item that no pack can hold.
     """
-    if budget < 1:
-        raise ValueError(f"the patch budget must be at least 1, got {budget}")
-    current: list[int] = []
-    used = 0
+    if budget < 1 or open_packs < 1:
+        raise ValueError(f"the patch budget and open_packs must be at least 1, got {budget} and {open_packs}")
+    waiting: list[tuple[int, list[int]]] = []  # patches used, indices; oldest first
     for index, length in enumerate(lengths):
         if length > budget:
             raise ValueError(
                 f"item {index} has {length} patches, more than the whole budget of {budget}; "
                 "raise the budget or lower in_patch_limit so that the image is resized"
             )
-        if current and used + length > budget:
-            yield current
-            current, used = [], 0
-        current.append(index)
-        used += length
-    if current:
-        yield current
+        if length < 1:
+            raise ValueError(f"item {index} has {length} patches; an item has at least one")
+        fits = [number for number, (used, _) in enumerate(waiting) if used + length <= budget]
+        if fits:
+            number = max(fits, key=lambda n: waiting[n][0])
+            used, indices = waiting[number]
+            waiting[number] = (used + length, [*indices, index])
+        else:
+            if len(waiting) == open_packs:
+                yield waiting.pop(max(range(len(waiting)), key=lambda n: waiting[n][0]))[1]
+            waiting.append((length, [index]))
+            number = len(waiting) - 1
+        if waiting[number][0] == budget:
+            yield waiting.pop(number)[1]
+    for _, indices in waiting:
+        yield indices

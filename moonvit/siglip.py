@@ -9,6 +9,8 @@ timm's numbers exactly; `as_siglip` does that switch and exists to show it.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +39,10 @@ def tower_from_siglip(source: str | nn.Module, table_size: int = 64) -> MoonViT:
     table_size: side of the position table; the released tower has 64.
     Raises ValueError when the module is not a SigLIP-like ViT: class token, rotary or missing tensors.
     """
+    if table_size < 1:
+        raise ValueError(f"table_size must be at least 1, got {table_size}")
+    if not isinstance(source, str | nn.Module):
+        raise ValueError(f"source must be 'timm:MODEL', 'open_clip:MODEL/TAG' or a module, got {type(source).__name__}")
     model = _build(source) if isinstance(source, str) else source
     trunk: Any = getattr(getattr(model, "visual", model), "trunk", model)  # open_clip wraps a timm model
     state = {name: tensor for name, tensor in trunk.state_dict().items() if not name.startswith("attn_pool.")}
@@ -88,20 +94,31 @@ def as_siglip(tower: MoonViT, pixels: Tensor) -> Tensor:
 
 def _build(source: str) -> nn.Module:
     library, _, name = source.partition(":")
+    build: Callable[[], nn.Module]
     if library == "timm":
         import timm
 
-        if not timm.is_model(name.split(".")[0]):
-            raise ValueError(f"timm has no model {name!r}; SigLIP's are listed by timm.list_models('*so400m*siglip*')")
-        return timm.create_model(name, pretrained=True, num_classes=0)
-    if library == "open_clip":
+        if not timm.is_model(name.split(".")[0]) or "siglip" not in name:
+            raise ValueError(f"timm has no SigLIP {name!r}; timm.list_models('*so400m*siglip*') lists them")
+        build = partial(timm.create_model, name, pretrained=True, num_classes=0)
+    elif library == "open_clip":
         import open_clip
 
         model, _, tag = name.partition("/")
-        if model not in open_clip.list_models():
-            raise ValueError(f"open_clip has no model {model!r}; SigLIP's begin with ViT-SO400M-14-SigLIP")
-        return open_clip.create_model(model, pretrained=tag or "webli")
-    raise ValueError(f"source must be 'timm:MODEL' or 'open_clip:MODEL/TAG', got {source!r}")
+        if model not in open_clip.list_models() or "SigLIP" not in model:
+            raise ValueError(f"open_clip has no SigLIP {model!r}; the 400M ones begin with ViT-SO400M-14-SigLIP")
+        build = partial(open_clip.create_model, model, pretrained=tag or "webli")
+    else:
+        raise ValueError(f"source must look like 'timm:MODEL' or 'open_clip:MODEL/TAG', got {source!r}")
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return build()
+    except (RuntimeError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FileNotFoundError(
+            f"{source}: its weights are not cached and could not be downloaded ({reason})"
+        ) from None
 
 
 def _rename(name: str) -> str:

@@ -96,7 +96,9 @@ def tower_names(v: VisionConfig, prefix: str = "vision_tower.") -> Named:
 def projector_names(v: VisionConfig, text_dim: int, kimi_vl: bool = False) -> Named:
     """The projector under K2.5's or Kimi-VL's names."""
     wide = 4 * v.hidden_size
-    prefix, first, second = ("multi_modal_projector", "linear_1", "linear_2") if kimi_vl else ("mm_projector", "proj.0", "proj.2")
+    prefix, first, second = (
+        ("multi_modal_projector", "linear_1", "linear_2") if kimi_vl else ("mm_projector", "proj.0", "proj.2")
+    )
     yield f"{prefix}.pre_norm.weight", (v.hidden_size,), "BF16"
     yield f"{prefix}.pre_norm.bias", (v.hidden_size,), "BF16"
     for name, rows in ((first, wide), (second, text_dim)):
@@ -160,7 +162,13 @@ def released_text_config(c: TextConfig, **more: Any) -> dict[str, Any]:
     """The text part of a released config.json, with some of the inert fields that real dumps carry."""
     raw = {name: getattr(c, name) for name in c.__dataclass_fields__ if name not in ("yarn", "latent_norm_eps")}
     rope = {"type": "yarn", **vars(c.yarn)} if c.yarn else None
-    inert = {"use_cache": True, "top_k": 50, "temperature": 1.0, "id2label": {"0": "LABEL_0"}, "transformers_version": "4.56.2"}
+    inert = {
+        "use_cache": True,
+        "top_k": 50,
+        "temperature": 1.0,
+        "id2label": {"0": "LABEL_0"},
+        "transformers_version": "4.56.2",
+    }
     family = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "hidden_act": "silu", "model_type": "kimi_k2"}
     return raw | {"rope_scaling": rope, "num_key_value_heads": c.num_attention_heads} | inert | family | more
 
@@ -196,7 +204,11 @@ def k2_5_config(config: KimiConfig, **more: Any) -> dict[str, Any]:
         "ignore": ["lm_head", "re:.*self_attn.*"],
         "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32, "symmetric": True, "type": "int"}}},
     }
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
     return {
         "model_type": "kimi_k25",
         "architectures": ["KimiK25ForConditionalGeneration"],

@@ -1,6 +1,6 @@
 """Every layout in, the released one out.
 
-    pytest tests/fusion/test_checkpoint.py
+pytest tests/fusion/test_checkpoint.py
 """
 
 import json
@@ -41,7 +41,9 @@ def packable(**text: Any) -> Any:
 
 
 def picture() -> PackedPatches:
-    return PackedPatches(torch.randn(16, 3, 14, 14, generator=torch.Generator().manual_seed(1)), torch.tensor([[1, 4, 4]]))
+    return PackedPatches(
+        torch.randn(16, 3, 14, 14, generator=torch.Generator().manual_seed(1)), torch.tensor([[1, 4, 4]])
+    )
 
 
 @torch.inference_mode()
@@ -116,7 +118,9 @@ def test_released_int4_layout_in_shards(tmp_path: Path) -> None:
     stored = dequantize_int4(tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"], 64)
     assert torch.equal(expert.dequantize(), stored)
     assert torch.equal(dense.language_model.model.layers[1].mlp.experts[3].up_proj.weight, stored)
-    assert torch.equal(packed.vision_tower.patch_embed.pos_emb.weight, tensors["vision_tower.patch_embed.pos_emb.weight"])
+    assert torch.equal(
+        packed.vision_tower.patch_embed.pos_emb.weight, tensors["vision_tower.patch_embed.pos_emb.weight"]
+    )
     bias = packed.language_model.model.layers[1].mlp.gate.e_score_correction_bias
     assert bias.dtype == torch.float32
     assert torch.equal(bias, tensors["language_model.model.layers.1.mlp.gate.e_score_correction_bias"])
@@ -153,7 +157,9 @@ def test_transformers_reads_what_we_save(tmp_path: Path) -> None:
 
     randomise(kimi, 1)
     kimi.save_pretrained(tmp_path / "ours")
-    theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    theirs = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32
+    ).eval()
     ids = torch.tensor([[1, 5, 9, 200]])
     with torch.inference_mode():
         difference = theirs(input_ids=ids).logits[0] - kimi.language_model.logits(kimi(ids[0]))
@@ -251,7 +257,9 @@ def test_tower_out_of_a_whole_checkpoint(tmp_path: Path) -> None:
 def test_fp8_with_junk_and_parts_in_different_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = small({"hidden_size": 160, "kv_lora_rank": 136, "qk_rope_head_dim": 8}, with_vision=False)
     tensors = fill(text_names(config.text, "", experts="FP8", others="FP8", junk=56))
-    raw = released_text_config(config.text, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    raw = released_text_config(
+        config.text, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}
+    )
     folder = write(tmp_path, raw | {"eos_token_id": 391}, tensors, shards=4)
     with caplog.at_level("INFO"):
         kimi = Kimi.from_pretrained(folder)
@@ -292,7 +300,9 @@ def test_saved_and_read_back_is_byte_equal(tmp_path: Path, shard: int) -> None:
     for file in (tmp_path / "b").glob("*.safetensors"):
         stored |= load_file(file)
     assert stored.keys() == tensors.keys()
-    assert all(stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+    assert all(
+        stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor) for name, tensor in tensors.items()
+    )
     again = Kimi.from_pretrained(tmp_path / "b")
     assert torch.equal(run(again), run(kimi))
     assert again.config == kimi.config
@@ -384,7 +394,9 @@ print(size, peak() - base)
 @pytest.mark.parametrize("kind", ["int4", "bf16"])
 def test_peak_memory_while_loading(tmp_path: Path, kind: str) -> None:
     """At most 1.15 times the model, plus one shard."""
-    config = packable(hidden_size=512, moe_intermediate_size=512, n_routed_experts=64, num_hidden_layers=3, vocab_size=2048)
+    config = packable(
+        hidden_size=512, moe_intermediate_size=512, n_routed_experts=64, num_hidden_layers=3, vocab_size=2048
+    )
     config = replace(config, vision=None)
     experts = "INT4" if kind == "int4" else "BF16"
     tensors = fill(text_names(config.text, "", experts=experts))
