@@ -28,6 +28,7 @@ from fusion.model import Kimi
 from lm.config import TextConfig
 from lm.fp8 import dequantize_fp8
 from lm.int4 import GROUP, PackedLinear, dequantize_int4
+from lm.moe import MoE
 from lm.tokenizer import Tokenizer
 from moonvit.config import MediaConfig, VisionConfig
 from moonvit.load import INDEX, Shards, Stored, join_qkv, name_differences, read_json, resolve, tower_name
@@ -235,8 +236,8 @@ def config_to_dict(config: KimiConfig, dtype: torch.dtype, packed: bool) -> dict
         return text | own
     whole = {"tie_word_embeddings": config.text.tie_word_embeddings, "ignore_index": -100, **ids, **own}
     whole["media_placeholder_token_id"] = config.media_placeholder_token_id
+    v = config.vision
     if config.projector.kind == "kimi_vl":
-        v = config.vision
         vision: dict[str, Any] = {
             "model_type": "moonvit",
             "patch_size": v.patch_size,
@@ -251,8 +252,15 @@ def config_to_dict(config: KimiConfig, dtype: torch.dtype, packed: bool) -> dict
         architecture, kind = "KimiVLForConditionalGeneration", "kimi_vl"
         text["model_type"] = "deepseek_v3"
     else:
-        vision = config.vision.to_dict() | {
-            "mm_hidden_size": config.vision.hidden_size,
+        vision = v.to_dict() | {
+            # transformers' native class knows only these spellings, and falls back to the 400M tower's without them
+            "hidden_size": v.hidden_size,
+            "num_hidden_layers": v.num_layers,
+            "num_attention_heads": v.num_heads,
+            "intermediate_size": v.intermediate_size,
+            "pos_emb_height": v.pos_emb_height,
+            "pos_emb_width": v.pos_emb_width,
+            "mm_hidden_size": v.hidden_size,
             "mm_projector_type": "patchmerger",
             "projector_hidden_act": "gelu",
             "projector_ln_eps": config.projector.norm_eps,
@@ -260,6 +268,7 @@ def config_to_dict(config: KimiConfig, dtype: torch.dtype, packed: bool) -> dict
         }
         architecture, kind = "KimiK25ForConditionalGeneration", "kimi_k25"
         whole |= {"use_unified_vision_chunk": True, "video_placeholder": "<|kimi_k25_video_placeholder|>"}
+        whole |= {"image_token_id": config.media_placeholder_token_id, "projection_hidden_size": v.hidden_size}
     return whole | {
         "architectures": [architecture],
         "model_type": kind,
@@ -391,7 +400,6 @@ def load_model(
         )
     template = folder / "chat_template.jinja"
     kimi.chat_template = template.read_text(encoding="utf-8") if template.is_file() else None
-    kimi.language_model.stack_experts()
     return kimi.eval()
 
 
@@ -426,6 +434,9 @@ def load_weights(
     if dtype is None:  # one dtype for all: that of the embedding
         embedding = next(n for n, p in places.items() if p.target.endswith("embed_tokens.weight"))
         dtype = shards.tensors[embedding].dtype
+    for module in kimi.modules():
+        if isinstance(module, MoE):
+            module.reserve_stacks(dtype, device)
     put = _Filler(kimi, dtype, device)
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in shards.read(places.__contains__, progress):
@@ -450,7 +461,8 @@ def load_weights(
                 del waiting[place.target]
     if kimi.config.text.tie_word_embeddings:
         kimi.language_model.lm_head.weight = kimi.language_model.model.embed_tokens.weight
-    left = [name for name, tensor in kimi.state_dict().items() if tensor.is_meta]
+        put.filled.add("language_model.lm_head.weight")
+    left = sorted(set(kimi.state_dict()) - put.filled)
     assert not left and not waiting, f"checked by name, yet not filled: {left[:5]}, {list(waiting)[:5]}"
 
 
@@ -574,12 +586,18 @@ class _Filler:
     def __init__(self, kimi: Kimi, dtype: torch.dtype, device: torch.device | str | None) -> None:
         self.modules = dict(kimi.named_modules())
         self.dtype, self.device = dtype, device
+        self.filled: set[str] = set()
 
     def __call__(self, name: str, tensor: Tensor) -> None:
+        self.filled.add(name)
         path, _, leaf = name.rpartition(".")
         module = self.modules[path]
         # the router's correction bias is float32 in every checkpoint, and must stay it
         dtype = torch.float32 if leaf == "e_score_correction_bias" else self.dtype
+        room = module._parameters.get(leaf)
+        if room is not None and not room.is_meta:  # an expert's place in its stack
+            room.data.copy_(tensor)
+            return
         copied = tensor.to(device=self.device, dtype=dtype, copy=True).contiguous()
         if leaf in module._parameters:
             setattr(module, leaf, nn.Parameter(copied))
@@ -588,6 +606,7 @@ class _Filler:
 
     def raw(self, name: str, tensor: Tensor) -> None:
         """Keep the dtype: parts of a packed matrix."""
+        self.filled.add(name)
         path, _, leaf = name.rpartition(".")
         setattr(self.modules[path], leaf, tensor.to(device=self.device, copy=True).contiguous())
 

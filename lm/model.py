@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lm.attention import Attention, Layout, RMSNorm, make_layout
 from lm.cache import LatentCache
 from lm.config import TextConfig
-from lm.linear import Linear
+from lm.linear import Embedding, Linear
 from lm.moe import MLP, MoE
 from lm.taps import Taps
 
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

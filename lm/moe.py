@@ -134,8 +134,8 @@ class MoE(nn.Module):
 
         Names and values stay: each expert's parameter becomes a view. Moving or casting the model undoes it.
         """
-        if not isinstance(self.experts[0], MLP) or not isinstance(self.experts[0].gate_proj, Linear):
-            return  # INT4 experts stay apart
+        if not self._stackable() or self._stacked() is not None:
+            return
         stacks = []
         for kind in ("gate_proj", "up_proj", "down_proj"):
             parameters = [getattr(expert, kind).weight for expert in self.experts]
@@ -144,6 +144,23 @@ class MoE(nn.Module):
                 parameter.data = view
             stacks.append(stack)
         self._stacks = (stacks[0], stacks[1], stacks[2])
+
+    def reserve_stacks(self, dtype: torch.dtype, device: torch.device | str | None = None) -> None:
+        """Give the experts of a model on the meta device real, empty memory, side by side: for loading into."""
+        if not self._stackable():
+            return
+        stacks = []
+        for kind in ("gate_proj", "up_proj", "down_proj"):
+            linears: list[Any] = [getattr(expert, kind) for expert in self.experts]
+            stack = torch.empty(len(linears), *linears[0].weight.shape, dtype=dtype, device=device or "cpu")
+            for linear, view in zip(linears, stack, strict=True):
+                linear.weight = nn.Parameter(view)
+            stacks.append(stack)
+        self._stacks = (stacks[0], stacks[1], stacks[2])
+
+    def _stackable(self) -> bool:
+        first = self.experts[0]
+        return isinstance(first, MLP) and isinstance(first.gate_proj, Linear)  # INT4 experts stay apart
 
     def _stacked(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """The stacks, while the last expert's parameters still live in them."""
