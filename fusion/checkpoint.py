@@ -489,7 +489,8 @@ def _places(kimi: Kimi, shards: Shards) -> dict[str, Place]:
     whole = ({""}, {"packed", "scale", "shape"}, {"packed", "scale"}, {"", "scale_inv"}, {"q", "k", "v"})
     incomplete = [f"{t} (only {', '.join(sorted(p)) or 'weight'})" for t, p in have.items() if p not in whole]
     missing = sorted(expected - set(have)) + sorted(t for t in incomplete if t.split(" ")[0] in expected)
-    unexpected = sorted(name for name, place in places.items() if place.target not in expected | groups)
+    known = expected | groups
+    unexpected = sorted(name for name, place in places.items() if place.target not in known)
     if missing or unexpected:
         raise name_differences(missing, unexpected, shards.folder)
     return places
