@@ -86,7 +86,7 @@ def train_bpe(
         for changed in touched:
             if pairs[changed] > 0:
                 heapq.heappush(heap, entry(changed))
-        if progress is not None and len(tokens) % 64 == 0:
+        if progress is not None and len(tokens) % 16 == 0:
             progress(len(tokens), vocab_size)
     return {token: rank for rank, token in enumerate(tokens)}
 
@@ -159,9 +159,10 @@ def main() -> None:
     skipped: list[Path] = []
     texts = list(read_texts(arguments.text, arguments.max_bytes, skipped))
     size = sum(len(text.encode()) for text in texts)
-    console.print(
-        f"{size:,} bytes from {len(texts)} files" + (f", {len(skipped)} skipped (no UTF-8)" if skipped else "")
-    )
+    console.print(f"{size:,} bytes from {len(texts)} files")
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        console.print(f"skipped, not UTF-8: {', '.join(map(str, skipped[:5]))}{more}", soft_wrap=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("joining pairs", total=arguments.vocab_size - NUM_SPECIAL)
         ranks = train_bpe(texts, arguments.vocab_size - NUM_SPECIAL, lambda done, _: bar.update(task, completed=done))

@@ -73,12 +73,16 @@ class TextConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        may_be_zero = {"n_shared_experts", "first_k_dense_replace", "aux_loss_alpha", "tie_word_embeddings"}
+        may_be_zero = {"n_shared_experts", "first_k_dense_replace", "aux_loss_alpha"}
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            kind = getattr(field.type, "__name__", str(field.type))
+            if field.name == "yarn" or (value is None and "None" in kind):
                 continue
-            if value < 0 or (value == 0 and field.name not in may_be_zero):
+            kinds = {"bool": (bool,), "float": (int, float)}.get(kind, (int,))
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kind != "bool"):
+                raise ValueError(f"text config: {field.name} must be {kind}, got {value!r}")
+            if kind != "bool" and not (0 < value < math.inf or (value == 0 and field.name in may_be_zero)):
                 raise ValueError(f"text config: {field.name} must be positive, got {value}")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"text config: qk_rope_head_dim must be even, got {self.qk_rope_head_dim}")
@@ -133,6 +137,8 @@ class TextConfig:
             raise ValueError(f"text config: missing {', '.join(missing)}")
         # transformers >= 5 writes rope_parameters with rope_theta inside
         rope = raw.get("rope_parameters") or raw.get("rope_scaling")
+        if rope is not None and not isinstance(rope, dict):
+            raise ValueError(f"text config: rope_scaling must be an object, got {rope!r}")
         if rope and "rope_theta" in rope:
             values["rope_theta"] = rope["rope_theta"]
         if "rope_theta" not in values:
