@@ -292,7 +292,7 @@ def render_with_jinja(
     }
     try:
         text = environment.from_string(template).render(**variables, **flags)
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"the checkpoint's chat template failed: {error}") from None
 
     def reveal(text: str) -> str:
