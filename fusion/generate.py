@@ -46,6 +46,15 @@ class Sampling:
     thinking_budget: int | None = None  # thinking tokens after which </think> is forced
 
     def __post_init__(self) -> None:
+        whole = ("max_new_tokens", "top_k", "seed", "thinking_budget")
+        for name in ("temperature", "top_p", *whole):
+            value = getattr(self, name)
+            if value is None and name == "thinking_budget":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if name in whole else int | float):
+                raise ValueError(f"{name} must be {'an integer' if name in whole else 'a number'}, got {value!r}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not self.temperature >= 0 or self.temperature == float("inf"):
