@@ -51,6 +51,13 @@ class Bench:
     side: Literal["both", "ours", "transformers"] = "both"
     """One side only prints the peak memory of a fresh process (used by the bench itself)."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch", "rounds", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.contexts or min(self.contexts) < 1:
+            raise ValueError(f"contexts must be at least 1 token long, got {self.contexts}")
+
 
 # ---- the other side --------------------------------------------------------------------------------------------------
 

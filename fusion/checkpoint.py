@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -371,7 +372,7 @@ def load_model(
     progress: Progress | None = None,
 ) -> Kimi:
     """See Kimi.from_pretrained."""
-    dtype = _dtype(dtype)
+    dtype, device = _dtype(dtype), _device(device)
     if experts not in ("packed", "dense"):
         raise ValueError(f'experts must be "packed" or "dense", got {experts!r}')
     name = str(path_or_hub_id)
@@ -410,6 +411,18 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             raise ValueError(f"dtype {dtype!r} is unknown (known: float32, bfloat16, float16)")
         return found
     return dtype
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)  # a build may know a device that this machine lacks
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason})") from None
+    return found
 
 
 def load_weights(
@@ -624,6 +637,7 @@ def save_model(kimi: Kimi, folder: str | Path, *, max_shard_bytes: int = 4 * 10*
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
     target = Path(folder).expanduser().absolute()
+    _clear_after_the_dead(target)
     if target.exists():
         if not target.is_dir():
             raise FileExistsError(f"{target} is a file")
@@ -649,6 +663,30 @@ def save_model(kimi: Kimi, folder: str | Path, *, max_shard_bytes: int = 4 * 10*
             os.replace(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _clear_after_the_dead(target: Path) -> None:
+    """Drafts of processes that were killed while saving go; a checkpoint that they had moved aside comes back."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        kind, _, pid = left.name.removeprefix(f".{target.name}.").rpartition("-")
+        if kind not in ("writing", "old") or not pid.isdecimal() or _alive(int(pid)):
+            continue
+        if kind == "old" and not target.exists():
+            os.replace(left, target)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is there, and someone else's
+    return True
 
 
 def stored_name(name: str, config: KimiConfig) -> str:

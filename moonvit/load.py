@@ -256,6 +256,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
     Raises FileNotFoundError or NotADirectoryError that says what was tried.
     """
+    if not str(path_or_hub_id):
+        raise FileNotFoundError("no such folder: ''")
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
