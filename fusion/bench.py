@@ -150,12 +150,11 @@ class Ours:
 
         return prefill(self.kimi, Prompt(ids), self.lm.new_cache(1, len(ids) + 1))
 
-    def start(self, batch: int, context: int) -> Any:
-        """A cache that holds `context` tokens of each sequence; filled with noise, since only time is measured."""
+    def start(self, prompts: Tensor) -> Any:
+        """The cache of prompts (sequences, tokens), read together."""
+        batch, context = prompts.shape
         cache = self.lm.new_cache(batch, context + 64)
-        for layer in cache.layers:
-            layer.normal_()
-        cache.lengths = [context] * batch
+        self.lm(self.lm.embed(prompts.flatten()), [context] * batch, cache)
         return cache
 
     def step(self, tokens: list[int], cache: Any) -> Tensor:
@@ -189,15 +188,14 @@ class Theirs:
     def prefill(self, ids: Tensor) -> Tensor:
         return self._run(ids[None], None)[0][0]
 
-    def start(self, batch: int, context: int) -> Any:
-        _, cache = self._run(torch.zeros(batch, context, dtype=torch.int64), None)
-        return cache
+    def start(self, prompts: Tensor) -> Any:
+        return self._run(prompts, None)[1]
 
     def step(self, tokens: list[int], cache: Any) -> Tensor:
         return self._run(torch.tensor(tokens)[:, None], cache)[0]
 
     def cache_bytes(self) -> float:
-        cache = self.start(1, 16)
+        cache = self.start(torch.zeros(1, 16, dtype=torch.int64))
         held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in held) / 16
 
@@ -254,7 +252,9 @@ def measure(arguments: Bench, note: Callable[[str], None]) -> dict[str, Any]:
             row(f"prefill {context}", "tokens/s", context, {n: _call(s.prefill, ids) for n, s in sides.items()})
         for batch in (1, arguments.batch):
             for context in arguments.contexts:
-                calls = {n: _steps(s, batch, context) for n, s in sides.items()}
+                # other words in every sequence and step: equal ones would all go to the same few experts
+                words = torch.randint(0, kimi.config.text.vocab_size - 256, (batch, context + 8))
+                calls = {n: _steps(s, words[:, :context], words[:, context:].T.tolist()) for n, s in sides.items()}
                 row(f"decode, batch {batch}, context {context}", "tokens/s", batch * 8, calls)
         cache = {name: round(side.cache_bytes(), 1) for name, side in sides.items()}
         rows.append({"what": "cache", "unit": "bytes/token", **cache, "times_faster": None})
@@ -282,13 +282,13 @@ def _call(function: Callable[..., Any], *values: Any) -> Callable[[], Any]:
     return lambda: function(*values)
 
 
-def _steps(side: Any, batch: int, context: int, steps: int = 8) -> Callable[[], Any]:
+def _steps(side: Any, prompts: Tensor, words: list[list[int]]) -> Callable[[], Any]:
     """Eight decoding steps; every round goes on where the last one ended, on both sides alike."""
-    state = side.start(batch, context)
+    state = side.start(prompts)
 
     def run() -> None:
-        for _ in range(steps):
-            side.step([5] * batch, state)
+        for tokens in words:
+            side.step(tokens, state)
 
     return run
 
@@ -325,7 +325,7 @@ def peak_memory(arguments: Bench) -> dict[str, float]:
     with torch.inference_mode():
         side.vision(_mixture(14))
         side.prefill(torch.zeros(max(arguments.contexts), dtype=torch.int64))
-        state = side.start(1, max(arguments.contexts))
+        state = side.start(torch.zeros(1, max(arguments.contexts), dtype=torch.int64))
         for _ in range(4):
             side.step([5], state)
     return {
