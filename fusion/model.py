@@ -70,14 +70,17 @@ class Kimi(nn.Module):
             return embeddings
         return splice(embeddings, slots, self.see(media), media.tokens)
 
-    def see(self, media: PackedPatches, patch_budget: int = 32_768) -> Tensor:
+    def see(self, media: PackedPatches, patch_budget: int | None = None) -> Tensor:
         """Vision tokens of all items, end to end: (tokens, dim).
 
         Without gradient, at most `patch_budget` patches (or one item) run at a time: a long clip costs no more
-        memory than a short one. Items never see each other, so the result is the same.
+        memory than a short one. Items never see each other, so the result is the same. None: 32,768 on an
+        accelerator, 2,048 on a CPU, where activations that outgrow the caches are slower.
         """
         if self.config.vision is None:
             raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
+        if patch_budget is None:
+            patch_budget = 2048 if self.device.type == "cpu" else 32_768
         if torch.is_grad_enabled() or len(media.pixels) <= patch_budget:
             return self.mm_projector(self.vision_tower(media))
         items = media.split()

@@ -18,6 +18,8 @@ from lm.config import TextConfig
 from lm.linear import Linear
 from lm.taps import Routing, Taps
 
+Stacks = tuple[Tensor, Tensor, Tensor]  # gate, up and down of all experts: (experts, out, in) each
+
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)). The dense layers, the shared experts and each routed expert."""
@@ -80,7 +82,7 @@ class MoE(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         inner = config.moe_intermediate_size
-        self._stacks: tuple[Tensor, Tensor, Tensor] | None = None
+        self._stacks: Stacks | None = None
         self.gate = Gate(config)
         self.experts = nn.ModuleList(MLP(config.hidden_size, inner) for _ in range(config.n_routed_experts))
         self.shared_experts = (
@@ -100,33 +102,15 @@ class MoE(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
         counts = chosen.flatten().bincount(minlength=len(self.experts))
         rows = x[order // chosen.shape[1]]
-        stacked = None if torch.is_grad_enabled() or len(x) == 1 else self._stacked()
-        if stacked is not None and _worth_padding(counts, stacked[0]):
-            outs = self._together(rows, counts, stacked)
-        else:
+        stacks = None if torch.is_grad_enabled() else self._stacked()
+        if stacks is None:
             parts = rows.split(counts.tolist())  # one (its tokens, dim) per expert, most of them empty at times
             outs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+        else:
+            outs = _form(counts, stacks[0][0])(rows, counts, stacks)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         slots = outs[back].view(*chosen.shape, -1)  # (tokens, chosen, dim)
         return (slots.float() * weights[..., None]).sum(1).to(x.dtype)
-
-    def _together(self, rows: Tensor, counts: Tensor, stacked: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The experts as three batched products, each expert's rows padded to the same number: rows in, rows out."""
-        gate, up, down = stacked  # (experts, out, in) each
-        experts, dim, room = len(counts), rows.shape[1], _room(counts)
-        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        rank = torch.arange(len(rows), device=rows.device) - starts
-        expert = torch.arange(experts, device=rows.device).repeat_interleave(counts)
-        if room <= _FEW:
-            padded = rows.new_zeros(experts, room, dim)
-            padded[expert, rank] = rows
-            inner = F.silu(torch.bmm(padded, gate.transpose(1, 2))) * torch.bmm(padded, up.transpose(1, 2))
-            return torch.bmm(inner, down.transpose(1, 2))[expert, rank]
-        # many rows: weights on the left, so that no product has a transposed operand (1.4-3 times faster in MKL)
-        columns = rows.new_zeros(experts, dim, room)
-        columns.transpose(1, 2)[expert, rank] = rows
-        inner = F.silu(torch.bmm(gate, columns)) * torch.bmm(up, columns)
-        return torch.bmm(down, inner).transpose(1, 2)[expert, rank]
 
     @torch.no_grad()
     def stack_experts(self) -> None:
@@ -162,7 +146,7 @@ class MoE(nn.Module):
         first = self.experts[0]
         return isinstance(first, MLP) and isinstance(first.gate_proj, Linear)  # INT4 experts stay apart
 
-    def _stacked(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _stacked(self) -> Stacks | None:
         """The stacks, while the last expert's parameters still live in them."""
         if self._stacks is None:
             return None
@@ -174,22 +158,43 @@ class MoE(nn.Module):
         return self._stacks
 
 
-_FEW = 8  # rows per expert up to which the plain form of the batched product is the faster one
+def _grouped(rows: Tensor, counts: Tensor, stacks: Stacks) -> Tensor:
+    """The experts on their rows, one grouped product per matrix: touches only experts that were chosen."""
+    gate, up, down = (stack.transpose(1, 2) for stack in stacks)
+    ends = counts.cumsum(0).to(torch.int32)
+    inner = F.silu(F.grouped_mm(rows, gate, offs=ends)) * F.grouped_mm(rows, up, offs=ends)
+    return F.grouped_mm(inner, down, offs=ends)
 
 
-def _room(counts: Tensor) -> int:
-    """Rows that every expert is padded to: few distinct numbers, since each new one costs a kernel build."""
+def _padded(rows: Tensor, counts: Tensor, stacks: Stacks) -> Tensor:
+    """The same, with every expert's rows padded to the same number: one batched product per matrix."""
+    gate, up, down = (stack.transpose(1, 2) for stack in stacks)
     most = int(counts.max())
-    return most if most <= _FEW else -(-most // 16) * 16
+    room = most if most <= 8 else -(-most // 16) * 16  # few distinct sizes: each new one costs a kernel build
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    rank = torch.arange(len(rows), device=rows.device) - starts
+    expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
+    padded = rows.new_zeros(len(counts), room, rows.shape[1])
+    padded[expert, rank] = rows
+    inner = F.silu(torch.bmm(padded, gate)) * torch.bmm(padded, up)
+    return torch.bmm(inner, down)[expert, rank]
 
 
-def _worth_padding(counts: Tensor, weights: Tensor) -> bool:
-    """Padding multiplies rows and touches every expert; worth it when loads are even, or the matrices are tiny."""
-    small = weights[0].numel() <= 2**17
-    padded, rows = _room(counts) * len(counts), int(counts.sum())
-    if int((counts > 0).sum()) * 4 < len(counts) * 3 and not small:
-        return False
-    return padded <= rows * (6 if small else 3) or (small and padded <= 8 * len(counts))
+def _gathered(rows: Tensor, counts: Tensor, stacks: Stacks) -> Tensor:
+    """The same for a few rows: a copy of its expert's matrices for each."""
+    expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
+    gate, up, down = (stack[expert].transpose(1, 2) for stack in stacks)
+    one = rows[:, None]  # (rows, 1, dim)
+    return torch.bmm(F.silu(torch.bmm(one, gate)) * torch.bmm(one, up), down)[:, 0]
+
+
+def _form(counts: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor, Stacks], Tensor]:
+    """For tiny matrices calls cost more than copies and padding do (measured on a CPU: up to 3 times)."""
+    if weight.numel() > 2**16:
+        return _grouped
+    if int(counts.sum()) * 2 <= len(counts):
+        return _gathered
+    return _padded if int(counts.max()) <= (32 if weight.dtype == torch.float32 else 128) else _grouped
 
 
 def sequence_balance_loss(routing: Routing, lengths: Sequence[int], alpha: float) -> Tensor:
