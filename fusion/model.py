@@ -75,12 +75,12 @@ class Kimi(nn.Module):
 
         Without gradient, at most `patch_budget` patches (or one item) run at a time: a long clip costs no more
         memory than a short one. Items never see each other, so the result is the same. None: 32,768 on an
-        accelerator, 2,048 on a CPU, where activations that outgrow the caches are slower.
+        accelerator, 1,024 on a CPU, where activations that outgrow the caches are slower.
         """
         if self.config.vision is None:
             raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
         if patch_budget is None:
-            patch_budget = 2048 if self.device.type == "cpu" else 32_768
+            patch_budget = 1024 if self.device.type == "cpu" else 32_768
         if torch.is_grad_enabled() or len(media.pixels) <= patch_budget:
             return self.mm_projector(self.vision_tower(media))
         items = media.split()

@@ -41,23 +41,27 @@ def count(config: KimiConfig) -> dict[str, int]:
 def main() -> None:
     """The verb."""
     arguments = tyro.cli(Sizes, prog="moonkit sizes")
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if arguments.model is None:
         table = Table(
-            title="presets", caption="activated: per token, with embedding and head; cache: per token in bf16"
+            title="presets",
+            caption="activated: per token, with embedding and head; cache: per token in bf16",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
         )
-        for column in ("preset", "parameters", "activated", "tower", "experts", "layers", "cache"):
-            table.add_column(column, justify="left" if column == "preset" else "right")
+        for column in ("preset", "parameters", "activated", "experts", "cache"):  # fits 80 columns
+            table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
         for name, preset in PRESETS.items():
             config = preset()
             text, parts = config.text, count(config)
-            experts = f"{text.n_routed_experts} top {text.num_experts_per_tok} + {text.n_shared_experts}"
+            experts = f"{text.num_experts_per_tok} of {text.n_routed_experts} + {text.n_shared_experts}"
             cache = f"{2 * text.cache_dim * text.num_hidden_layers:,} B"
-            row = (f"{parts['whole']:,}", f"{parts['activated']:,}", f"{parts['tower']:,}", experts)
-            table.add_row(name, *row, str(text.num_hidden_layers), cache)
+            row = (f"{parts['whole']:,}", f"{parts['activated']:,}", experts)
+            table.add_row(name, *row, cache)
         console.print(table)
         return
     if arguments.model in PRESETS:

@@ -36,10 +36,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, layers: int) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, layout: Layout, cache: LatentCache | None, taps: Taps | None) -> Tensor:
@@ -51,10 +51,11 @@ class Decoder(nn.Module):
 class LanguageModel(nn.Module):
     """DeepSeek-V3-style language model of the Kimi K2 family."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, layers: int | None = None) -> None:
+        """layers: how many of them to make; None means all."""
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Decoder(config, config.num_hidden_layers if layers is None else layers)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -120,24 +121,27 @@ def count_parameters(config: TextConfig) -> dict[str, int]:
     `total` leaves out the routers' correction biases (`router_biases`), as parameter counts of the family do.
     `activated` counts the chosen experts only, with embedding and head.
     """
-    with torch.device("meta"):
-        model = LanguageModel(config)
+    whole = range(config.num_hidden_layers)
+    of_kind = {kind: [i for i in whole if config.is_moe(i) == kind] for kind in (False, True)}
     parts = dict.fromkeys(("embedding", "head", "attention", "dense", "shared", "router", "experts", "norms"), 0)
-    for name, parameter in model.named_parameters():
-        if ".experts." in name:
-            part = "experts"
-        elif ".shared_experts." in name:
-            part = "shared"
-        elif ".mlp.gate." in name:
-            part = "router"
-        elif ".self_attn." in name:
-            part = "attention"
-        elif ".mlp." in name:
-            part = "dense"
-        else:
-            part = {"embed_tokens": "embedding", "lm_head": "head"}.get(name.split(".")[-2], "norms")
-        parts[part] += parameter.numel()
+    biases = 0
+    with torch.device("meta"):
+        # layers of a kind are alike, so one of each is enough: K2 has 70,000 matrices
+        modules: list[tuple[nn.Module, int]] = [(Layer(config, at[0]), len(at)) for at in of_kind.values() if at]
+        modules.append((LanguageModel(config, layers=0), 1))
+    for module, times in modules:
+        for name, parameter in module.named_parameters():
+            parts[_part(name)] += times * parameter.numel()
+        biases += times * sum(buffer.numel() for buffer in module.buffers())
     total = sum(parts.values())
     idle = parts["experts"] * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
-    biases = sum(buffer.numel() for buffer in model.buffers())
     return parts | {"total": total, "activated": total - idle, "router_biases": biases}
+
+
+def _part(name: str) -> str:
+    """Which part a parameter counts for. "mlp.gate" is the router; "mlp.gate_proj" belongs to a dense layer."""
+    marks = {".experts.": "experts", ".shared_experts.": "shared", "mlp.gate.": "router", "self_attn.": "attention"}
+    found = next((part for mark, part in marks.items() if mark in name), None)
+    if found is None:
+        found = "dense" if "mlp." in name else {"embed_tokens": "embedding", "lm_head": "head"}.get(name.split(".")[-2])
+    return found or "norms"

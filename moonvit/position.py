@@ -36,7 +36,8 @@ class PositionTable(nn.Module):
         super().__init__()
         self.max_frames = frames
         self.weight = nn.Parameter(torch.empty(rows, columns, dim))
-        nn.init.normal_(self.weight)
+        if not self.weight.is_meta:  # drawing on the meta device makes torch import a symbolic-algebra library
+            nn.init.normal_(self.weight)
 
     def forward(self, grids: Sequence[Grid]) -> Tensor:
         """Rows to add to the embedded patches: (patches, dim), in the table's dtype."""

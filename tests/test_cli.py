@@ -19,7 +19,7 @@ from fusion.tour import bundled
 
 def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "moonkit", *arguments]
-    environment = os.environ | {"COLUMNS": "120"} | env
+    environment = os.environ | {"COLUMNS": "80"} | env
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -81,8 +81,6 @@ def test_ask_a_checkpoint_folder(tmp_path: Path) -> None:
         (["tokenizer", "/gone", "--out", "x"], "no such file or folder: /gone"),
         (["tokenizer", __file__, "--out", "x", "--vocab-size", "9"], "at least 512"),
         (["tour", "--image", "gone.jpg"], "no such image: gone.jpg"),
-        (["bench", "--rounds", "0"], "rounds"),
-        (["bench", "--contexts", "0"], "contexts"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: str) -> None:
@@ -94,7 +92,15 @@ def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: 
     assert "Traceback" in run(*arguments, MOONKIT_TRACEBACK="1").stderr
 
 
-@pytest.mark.parametrize("arguments", [["ask", "--tempratur", "1", "hi"], ["ask", "--max-new-tokens", "x", "hi"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", "--tempratur", "1", "hi"],
+        ["ask", "--max-new-tokens", "x", "hi"],
+        ["bench", "--rounds", "0"],
+        ["bench", "--contexts", "0"],
+    ],
+)
 def test_wrong_flags_are_explained(arguments: list[str]) -> None:
     out = run(*arguments)
     assert out.returncode == 2 and "Traceback" not in out.stderr
@@ -111,5 +117,6 @@ def test_tour_walks_every_stage(tmp_path: Path) -> None:
 
 def test_sizes_of_every_preset_and_of_one() -> None:
     out = run("sizes").stdout
-    assert "1,026,408,232,448" in out and "32,861,477,888" in out and "416,866,032" in out
-    assert "54,277,888" in run("sizes", "--model", "k2_6").stdout
+    assert "1,026,408,232,448" in out and "32,861,477,888" in out and "…" not in out
+    one = run("sizes", "--model", "k2_6").stdout
+    assert "54,277,888" in one and "416,866,032" in one
