@@ -98,19 +98,26 @@ class MoE(nn.Module):
         return y + self.shared_experts(x) if self.shared_experts is not None else y
 
     def routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Every chosen expert once, on all of its tokens; summed in float32 and rounded once."""
-        order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
-        counts = chosen.flatten().bincount(minlength=len(self.experts))
-        rows = x[order // chosen.shape[1]]
+        """Every chosen expert on its tokens; summed in float32 and rounded once."""
         stacks = None if torch.is_grad_enabled() else self._stacked()
-        if stacks is None:
-            parts = rows.split(counts.tolist())  # one (its tokens, dim) per expert, most of them empty at times
-            outs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+        if stacks is not None and stacks[0][0].numel() <= _TINY and chosen.numel() * 2 <= len(self.experts):
+            outs = _gathered(x.repeat_interleave(chosen.shape[1], 0), chosen.flatten(), stacks)
         else:
-            outs = _form(counts, stacks[0][0])(rows, counts, stacks)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        slots = outs[back].view(*chosen.shape, -1)  # (tokens, chosen, dim)
+            order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
+            counts = chosen.flatten().bincount(minlength=len(self.experts))
+            grouped = self._by_expert(x[order // chosen.shape[1]], counts, stacks)
+            outs = torch.empty_like(grouped).index_copy(0, order, grouped)  # back to the order of the slots
+        slots = outs.view(*chosen.shape, -1)  # (tokens, chosen, dim)
         return (slots.float() * weights[..., None]).sum(1).to(x.dtype)
+
+    def _by_expert(self, rows: Tensor, counts: Tensor, stacks: Stacks | None) -> Tensor:
+        """Rows that lie expert by expert, through their expert: (rows, dim)."""
+        if stacks is None:
+            parts = rows.split(counts.tolist())  # one per expert, most of them empty at times
+            return torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True) if len(part)])
+        most = 32 if rows.dtype == torch.float32 else 128
+        padded = stacks[0][0].numel() <= _TINY and int(counts.max()) <= most
+        return _padded(rows, counts, stacks) if padded else _grouped(rows, counts, stacks)
 
     @torch.no_grad()
     def stack_experts(self) -> None:
@@ -180,21 +187,15 @@ def _padded(rows: Tensor, counts: Tensor, stacks: Stacks) -> Tensor:
     return torch.bmm(inner, down)[expert, rank]
 
 
-def _gathered(rows: Tensor, counts: Tensor, stacks: Stacks) -> Tensor:
-    """The same for a few rows: a copy of its expert's matrices for each."""
-    expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
+def _gathered(rows: Tensor, expert: Tensor, stacks: Stacks) -> Tensor:
+    """The same for a few rows in any order: a copy of its expert's matrices for each."""
     gate, up, down = (stack[expert].transpose(1, 2) for stack in stacks)
     one = rows[:, None]  # (rows, 1, dim)
     return torch.bmm(F.silu(torch.bmm(one, gate)) * torch.bmm(one, up), down)[:, 0]
 
 
-def _form(counts: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor, Stacks], Tensor]:
-    """For tiny matrices calls cost more than copies and padding do (measured on a CPU: up to 3 times)."""
-    if weight.numel() > 2**16:
-        return _grouped
-    if int(counts.sum()) * 2 <= len(counts):
-        return _gathered
-    return _padded if int(counts.max()) <= (32 if weight.dtype == torch.float32 else 128) else _grouped
+# Elements of a matrix up to which calls cost more than copies and padding do (measured on a CPU: up to 3 times).
+_TINY = 2**16
 
 
 def sequence_balance_loss(routing: Routing, lengths: Sequence[int], alpha: float) -> Tensor:
