@@ -453,3 +453,22 @@ def test_junk_is_ignored_by_name_only(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=re.escape("unexpected: model.layers.0.self_attn.rotary_emb.other")):
         Kimi.from_pretrained(tmp_path)
+
+
+@pytest.mark.slow
+def test_moonlight_in_int4_at_two_layers(tmp_path: Path) -> None:
+    """Full width, all 64 experts, the full vocabulary; two of 27 layers. Loads, keeps its experts in 4 bits, runs."""
+    config = presets.moonlight()
+    config = replace(config, text=replace(config.text, num_hidden_layers=2))
+    raw = released_text_config(config.text, rope_scaling=None, model_type="deepseek_v3")
+    raw["quantization_config"] = k2_5_config(packable())["text_config"]["quantization_config"]
+    folder = write(tmp_path, raw, fill(text_names(config.text, "", experts="INT4")), shards=4)
+    kimi = Kimi.from_pretrained(folder)
+    packed = sum(t.numel() * t.element_size() for n, t in kimi.state_dict().items() if ".experts." in n)
+    assert packed / (64 * 8_650_752) < 4.51 / 8, "4.5 bits a weight"
+    with torch.inference_mode():
+        ids = torch.tensor([1, 2, 3, 163_585])
+        logits = kimi.language_model.logits(kimi(ids))
+        dense = Kimi.from_pretrained(folder, experts="dense")
+        close = dense.language_model.logits(dense(ids))
+    assert logits.isfinite().all() and (logits - close).abs().max() < 0.1 * close.std()
