@@ -1,0 +1,1 @@
+"""train: data to weights. So far: MuonClip, schedules and the loss."""
