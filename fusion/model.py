@@ -174,6 +174,11 @@ class Kimi(nn.Module):
         max_frames: int = 480,
     ) -> "Reply":
         """Ask one question about images and clips (they come before the text, in the order given)."""
+        for name, given in (("images", images), ("videos", videos)):
+            if not isinstance(given, list | tuple):
+                raise ValueError(f"{name} must be a list, also of one: {name}=[...]; got {type(given).__name__}")
+        if not isinstance(text, str):
+            raise ValueError(f"the question must be a str, got {type(text).__name__}")
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}} for image in images]
         parts += [{"type": "video_url", "video_url": {"url": video}} for video in videos]
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
@@ -219,7 +224,7 @@ class Kimi(nn.Module):
         """
         from fusion.generate import Sampling, stream
 
-        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, strings, thinking_budget)
         prompt = self.prepare(
             messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking, max_frames=max_frames

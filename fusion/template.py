@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fusion.config import Profile
-from fusion.tool_schema import declare_tools, tools_json
+from fusion.tool_schema import check_tools, declare_tools, tools_json
 from lm.tokenizer import Tokenizer
 
 
@@ -71,6 +71,7 @@ def render(
         preserve_thinking = True
     keep_all = bool(preserve_thinking) and profile in ("k2_6", "k2_7_code")
     check_messages(messages)
+    check_tools(tools or ())
     out: list[Piece] = []
     if tools:
         declaration = tools_json(tools) if profile in ("k2", "k2_thinking", "kimi_vl") else declare_tools(tools)
@@ -250,6 +251,7 @@ def render_with_jinja(
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     check_messages(messages)
+    check_tools(tools or ())
     media = [part for message in messages for part in _parts(message) if isinstance(part, Media)]
     names = sorted([*controls, VIDEO_PLACEHOLDER], key=len, reverse=True)
     any_control = re.compile("|".join(map(re.escape, names)))

@@ -38,6 +38,28 @@ _CHECKS: dict[str, tuple[type, ...]] = {
 }
 
 
+def check_tools(tools: Any) -> None:
+    """Raise a ValueError that names the tool at fault, for tools that are not of OpenAI's form."""
+    if not isinstance(tools, list | tuple):
+        raise ValueError(f"tools must be a list of dicts, got {type(tools).__name__}")
+    for index, tool in enumerate(tools):
+        where = f"tool {index}"
+        if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
+            raise ValueError(
+                f'{where} must look like {{"type": "function", "function": {{...}}}}, got {str(tool)[:60]}'
+            )
+        if tool["type"] != "function":
+            continue
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise ValueError(f"{where} has no function name")
+        parameters = function.get("parameters") or {}
+        if not isinstance(parameters, dict) or not isinstance(parameters.get("properties") or {}, dict):
+            raise ValueError(f"{where} ({function['name']}): parameters must be a JSON schema of an object")
+        if not isinstance(parameters.get("required") or [], list | tuple):
+            raise ValueError(f"{where} ({function['name']}): required must be a list of names")
+
+
 def declare_tools(tools: Sequence[dict[str, Any]]) -> str:
     """The TypeScript form, or compact JSON when a schema cannot be written that way (one line is logged)."""
     try:
@@ -57,11 +79,10 @@ def tools_typescript(tools: Sequence[dict[str, Any]]) -> str:
 
     Raises ValueError for a schema that the format cannot express.
     """
-    functions = [
-        _function(tool["function"])
-        for tool in _sorted(list(tools))
-        if tool.get("type") == "function" and tool.get("function")
-    ]
+    try:
+        functions = [_function(tool["function"]) for tool in _sorted(list(tools)) if tool["type"] == "function"]
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:  # deep inside a schema that is none
+        raise ValueError(f"a schema is malformed ({type(error).__name__}: {error})") from None
     if not functions:
         return ""
     return "# Tools\n\n## functions\nnamespace functions {\n" + "\n".join(functions) + "\n}\n"

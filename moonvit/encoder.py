@@ -154,6 +154,8 @@ class MoonViT(nn.Module):
         from moonvit.image import image_patches, load_image
         from moonvit.packing import pack, plan_packs
 
+        if not isinstance(images, list | tuple):
+            raise ValueError(f"images must be a list, also of one, got {type(images).__name__}")
         items = [image_patches(load_image(source), self.media) for source in images]
         features: dict[int, Tensor] = {}
         for indices in plan_packs([len(item.pixels) for item in items], patch_budget):

@@ -256,6 +256,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
     Raises FileNotFoundError or NotADirectoryError that says what was tried.
     """
+    if not isinstance(path_or_hub_id, str | Path):
+        raise ValueError(f"a checkpoint is a folder or a hub id, got {type(path_or_hub_id).__name__}")
     if not str(path_or_hub_id):
         raise FileNotFoundError("no such folder: ''")
     path = Path(path_or_hub_id).expanduser()

@@ -95,8 +95,8 @@ def read_video(
     Raises FileNotFoundError, or a one-line ValueError that names the source.
     """
     config = config or MediaConfig()
-    if max_frames < 1:
-        raise ValueError(f"max_frames must be at least 1, got {max_frames}")
+    if not isinstance(max_frames, int) or max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, got {max_frames!r}")
     if isinstance(source, np.ndarray | Tensor) or (isinstance(source, list | tuple) and not isinstance(source, str)):
         return _from_frames(source, config, fps, max_frames)
     data, name = read_source(source, "video")

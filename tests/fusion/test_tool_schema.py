@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fusion.tool_schema import declare_tools, tools_json, tools_typescript
+from fusion.tool_schema import check_tools, declare_tools, tools_json, tools_typescript
 
 
 def tool(parameters: Any, name: str = "f", description: str | None = None) -> dict[str, Any]:
@@ -123,3 +123,36 @@ def test_json_is_compact_and_sorted_at_every_level() -> None:
 
 def test_other_kinds_of_tools_are_left_out() -> None:
     assert tools_typescript([{"type": "builtin_function", "function": {"name": "$web_search"}}]) == ""
+
+
+def deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "object", "properties": [1]}, {"anyOf": 5}, {"enum": 5}, {"type": 5}, {"$ref": 5}, deep(90)]
+)
+def test_malformed_schemas_deep_inside_fall_back_to_json_or_are_written(schema: Any) -> None:
+    assert declare_tools([tool({"type": "object", "properties": {"x": {"type": "array", "items": schema}}})])
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("x", "must be a list of dicts, got str"),
+        ({"a": 1}, "must be a list of dicts, got dict"),
+        ([5], "tool 0 must look like"),
+        ([{}], "tool 0 must look like"),
+        ([tool({}), {"type": "function"}], "tool 1 has no function name"),
+        ([{"type": "function", "function": {"name": 5}}], "tool 0 has no function name"),
+        ([tool(5)], r"tool 0 \(f\): parameters must be"),
+        ([tool({"properties": [1]})], "parameters must be"),
+        ([tool({"required": 5})], "required must be a list"),
+    ],
+)
+def test_tools_of_another_form_are_refused(tools: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_tools(tools)
