@@ -21,7 +21,7 @@ from lm.cache import LatentCache
 from lm.model import LanguageModel
 from lm.taps import Taps
 from moonvit.encoder import MoonViT
-from moonvit.packing import PackedPatches, pack, plan_packs
+from moonvit.packing import PackedPatches, in_packs
 
 if TYPE_CHECKING:
     from fusion.checkpoint import Progress
@@ -83,13 +83,8 @@ class Kimi(nn.Module):
             patch_budget = 1024 if self.device.type == "cpu" else 32_768
         if torch.is_grad_enabled() or len(media.pixels) <= patch_budget:
             return self.mm_projector(self.vision_tower(media))
-        items = media.split()
-        tokens: dict[int, Tensor] = {}
-        for indices in plan_packs(media.lengths, max(patch_budget, *media.lengths)):
-            packed = pack([items[i] for i in indices])
-            features = self.mm_projector(self.vision_tower(packed))
-            tokens |= dict(zip(indices, features.split(packed.tokens), strict=True))
-        return torch.cat([tokens[i] for i in range(len(items))])
+        budget = max(patch_budget, *media.lengths)
+        return torch.cat(in_packs(media.split(), budget, lambda packed: self.mm_projector(self.vision_tower(packed))))
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moonvit.config import MediaConfig, VisionConfig
-from moonvit.packing import PackedPatches
+from moonvit.packing import PackedPatches, in_packs
 from moonvit.position import Grid, PositionTable, rotate, rotation
 
 if TYPE_CHECKING:
@@ -152,16 +152,11 @@ class MoonViT(nn.Module):
         packed, at most `patch_budget` patches at a time.
         """
         from moonvit.image import image_patches, load_image
-        from moonvit.packing import pack, plan_packs
 
         if not isinstance(images, list | tuple):
             raise ValueError(f"images must be a list, also of one, got {type(images).__name__}")
         items = [image_patches(load_image(source), self.media) for source in images]
-        features: dict[int, Tensor] = {}
-        for indices in plan_packs([len(item.pixels) for item in items], patch_budget):
-            packed = pack([items[i] for i in indices])
-            features |= dict(zip(indices, self(packed).split(packed.tokens), strict=True))
-        return [features[i] for i in range(len(items))]
+        return in_packs(items, patch_budget, self)
 
     @classmethod
     def from_pretrained(

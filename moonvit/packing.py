@@ -8,7 +8,7 @@ In: items (one image, or one video chunk of 1-4 frames), each already cut into p
 Attention never crosses a bar. Source: NaViT (arXiv 2307.06304); the layout is the released processor's.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,3 +125,15 @@ def plan_packs(lengths: Iterable[int], budget: int, open_packs: int = 8) -> Iter
             yield waiting.pop(number)[1]
     for _, indices in waiting:
         yield indices
+
+
+def in_packs(items: Sequence[PackedPatches], budget: int, run: Callable[[PackedPatches], Tensor]) -> list[Tensor]:
+    """Features of each single-item pack, in order: `run` (patches to tokens) sees at most `budget` patches at a time.
+
+    Raises ValueError for an item larger than the budget.
+    """
+    features: dict[int, Tensor] = {}
+    for indices in plan_packs([len(item.pixels) for item in items], budget):
+        packed = pack([items[i] for i in indices])
+        features |= dict(zip(indices, run(packed).split(packed.tokens), strict=True))
+    return [features[i] for i in range(len(items))]

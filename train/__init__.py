@@ -1,1 +1,1 @@
-"""train: data to weights. So far: MuonClip, schedules and the loss."""
+"""train: data to weights. So far: MuonClip, the router's balance, schedules and the loss."""

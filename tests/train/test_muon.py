@@ -46,7 +46,7 @@ def test_the_update_is_torch_muons(nesterov: bool) -> None:
             give_gradients(parameters, step)
             optimizer.step()
     for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() < 2e-3  # five updates of 0.2 * lr = 2e-3 each
+        assert (a - b).abs().max() < 6e-4  # bfloat16's rounding over five updates of root mean square 2e-3
     assert one.newton_schulz_calls == 25
 
 
