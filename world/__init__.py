@@ -1,0 +1,1 @@
+"""world: procedural pictures, clips, programs and sums with exact answers. No torch, no downloads."""
