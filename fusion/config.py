@@ -104,9 +104,11 @@ def kimi_vl_a3b() -> KimiConfig:
 
 
 def nano() -> KimiConfig:
-    """The K2.7 family in small, with moonkit's own tokenizer."""
+    """Kimi-K2.7-Code in small, with a tokenizer of its own; the model that ships with moonkit has this shape."""
     text = text_presets.nano()
-    return KimiConfig(text, vision_presets.nano(), **_own_ids(text))
+    # short stamps: every digit is a token; the limits keep photos near the sizes it was trained on
+    media = MediaConfig(in_patch_limit=1024, in_patch_limit_each_frame=256, timestamp_mode="mm:ss")
+    return KimiConfig(text, vision_presets.nano(), media=media, profile="k2_7_code", **_own_ids(text))
 
 
 def tiny() -> KimiConfig:

@@ -126,7 +126,7 @@ class Kimi(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             kimi = cls(PRESETS[preset]())
-        kimi.tokenizer = bundled_tokenizer()
+        kimi.tokenizer = bundled_tokenizer(preset)
         kimi.language_model.stack_experts()
         return kimi.eval()
 

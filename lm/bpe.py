@@ -26,11 +26,15 @@ TEXT_SUFFIXES = frozenset(
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, progress: Callable[[int, int], None] | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    split_digits: bool = False,
 ) -> dict[bytes, int]:
     """Ranks of at most vocab_size tokens, the 256 bytes among them (special tokens come on top).
 
     Fewer when the text has no pair left that occurs twice. progress(done, total) is called now and then.
+    split_digits: no two digits are joined, so that sums line up digit by digit.
     Raises ValueError for a size below 256 or no text.
     """
     if vocab_size < 256:
@@ -39,7 +43,11 @@ def train_bpe(
     counts: Counter[bytes] = Counter()
     for text in texts:
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        counts.update(word.encode() for word in splitter.findall(clean))
+        # the pattern keeps numbers apart from all else, so digits that are not joined here are joined nowhere
+        words_of = (
+            w for word in splitter.findall(clean) for w in (word if split_digits and word.isnumeric() else [word])
+        )
+        counts.update(word.encode() for word in words_of)
     if not counts:
         raise ValueError("no text to train on")
 
@@ -143,6 +151,8 @@ class Train:
     """Ids in all, the 256 special ones included."""
     max_bytes: int = 20_000_000
     """Stop reading after this much text."""
+    split_digits: bool = False
+    """Every digit a token of its own: small models add and count better so."""
 
 
 def main() -> None:
@@ -165,7 +175,12 @@ def main() -> None:
         console.print(f"skipped, not UTF-8: {', '.join(map(str, skipped[:5]))}{more}", soft_wrap=True)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("joining pairs", total=arguments.vocab_size - NUM_SPECIAL)
-        ranks = train_bpe(texts, arguments.vocab_size - NUM_SPECIAL, lambda done, _: bar.update(task, completed=done))
+        ranks = train_bpe(
+            texts,
+            arguments.vocab_size - NUM_SPECIAL,
+            lambda done, _: bar.update(task, completed=done),
+            arguments.split_digits,
+        )
     if len(ranks) < arguments.vocab_size - NUM_SPECIAL:
         raise ValueError(
             f"the text has only {len(ranks)} tokens worth making, not {arguments.vocab_size - NUM_SPECIAL}; "

@@ -207,7 +207,7 @@ def so400m() -> VisionConfig:
 def nano() -> VisionConfig:
     """The tower of the model that trains on two CPU cores."""
     return VisionConfig(
-        hidden_size=192, num_layers=6, num_heads=4, intermediate_size=768, pos_emb_height=16, pos_emb_width=16
+        hidden_size=128, num_layers=5, num_heads=4, intermediate_size=512, pos_emb_height=16, pos_emb_width=16
     )
 
 
