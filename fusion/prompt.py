@@ -109,7 +109,10 @@ def prepare(
         elif config.media.rule == "kimi_vl":
             raise ValueError("Kimi-VL takes no video: send the frames as images")
         else:
-            video = read_video(piece.source, config.media, max_frames=max_frames)
+            # frames that carry their rate (an object with `frames` and `fps`), or a file
+            frames = getattr(piece.source, "frames", piece.source)
+            rate = getattr(piece.source, "fps", None)
+            video = read_video(frames, config.media, fps=rate, max_frames=max_frames)
             for chunk in video.chunks:
                 patches.append(chunk.patches(config.media))
                 items.append(Item("video", patches[-1].tokens[0], chunk.timestamp))

@@ -1,0 +1,1 @@
+"""recipes: one Python file is one run."""
