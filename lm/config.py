@@ -258,18 +258,18 @@ def nano() -> TextConfig:
     return TextConfig(
         vocab_size=2048,
         hidden_size=160,
-        intermediate_size=448,
+        intermediate_size=320,
         moe_intermediate_size=96,
-        num_hidden_layers=6,
+        num_hidden_layers=5,
         num_attention_heads=4,
-        n_routed_experts=40,
+        n_routed_experts=48,
         num_experts_per_tok=4,
         q_lora_rank=96,
         kv_lora_rank=48,
         qk_nope_head_dim=24,
         qk_rope_head_dim=16,
         v_head_dim=24,
-        routed_scaling_factor=1.997,  # E[1 / norm of the chosen shares] for 40 experts, top 4; 2.827 is K2's 384, top 8
+        routed_scaling_factor=1.998,  # E[1 / norm of the chosen shares] for 48 experts, top 4; 2.827 is K2's 384, top 8
         yarn=None,
         max_position_embeddings=4096,
         initializer_range=0.04,
