@@ -83,3 +83,12 @@ def test_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_what_cannot_be_trained(texts: list[str], size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_bpe(texts, size)
+
+
+def test_split_digits_joins_no_two_digits() -> None:
+    text = ["12 12 12 345 345 add(12, 345) 1212 year 2024 2024 2024"] * 5
+    joined = train_bpe(text, 300)
+    apart = train_bpe(text, 300, split_digits=True)
+    assert any(len(token) > 1 and token.isdigit() for token in joined)
+    assert not any(sum(chr(byte).isdigit() for byte in token) > 1 for token in apart)
+    assert any(len(token) > 1 for token in apart)  # words are joined as before
