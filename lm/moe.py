@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lm.config import TextConfig
+from lm.experts import RoutedExperts, route
 from lm.linear import Linear
 from lm.taps import Routing, Taps
 
+_KINDS = ("gate_proj", "up_proj", "down_proj")
 Stacks = tuple[Tensor, Tensor, Tensor]  # gate, up and down of all experts: (experts, out, in) each
 
 
@@ -99,6 +101,8 @@ class MoE(nn.Module):
 
     def routed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Every chosen expert on its tokens; summed in float32 and rounded once."""
+        if torch.is_grad_enabled() and self._trains_together():
+            return self._routed_with_gradient(x, chosen, weights)
         stacks = None if torch.is_grad_enabled() else self._stacked()
         if stacks is not None and stacks[0][0].numel() <= _TINY and chosen.numel() * 2 <= len(self.experts):
             outs = _gathered(x.repeat_interleave(chosen.shape[1], 0), chosen.flatten(), stacks)
@@ -120,16 +124,39 @@ class MoE(nn.Module):
             return _padded(rows, counts, most, stacks)
         return _grouped(rows, counts, stacks)
 
+    def _routed_with_gradient(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        experts: list[Any] = list(self.experts)
+        parameters = [getattr(expert, kind).weight for kind in _KINDS for expert in experts]
+        with torch.no_grad():
+            count = len(self.experts)
+            stacks = self._stacked()
+            if stacks is None:  # for instance gathered by FSDP for this pass only
+                gate, up, down = (torch.stack(parameters[i * count : (i + 1) * count]) for i in range(3))
+            else:
+                gate, up, down = stacks
+            cast = (gate.to(dtype), up.to(dtype), down.to(dtype))
+        way = route(chosen, count, dtype)
+        return RoutedExperts.apply(x.to(dtype), weights, way, cast, *parameters).to(x.dtype)
+
+    def _trains_together(self) -> bool:
+        """Plain matrices whose rows are whole multiples of 16 bytes. Sharded or quantised ones go one by one."""
+        first: Any = self.experts[0]
+        weight = first.gate_proj.weight if self._stackable() else None
+        return type(weight) is nn.Parameter and not any(size % 8 for size in weight.shape)
+
     @torch.no_grad()
     def stack_experts(self) -> None:
-        """Lay the experts' matrices side by side in memory, so that inference can run them in one product.
+        """Lay the experts' matrices side by side in memory, so that one product can run them without a copy.
 
-        Names and values stay: each expert's parameter becomes a view. Moving or casting the model undoes it.
+        Names and values stay: each expert's parameter becomes a view. Moving or casting the model undoes it, and so
+        does sharding it (after which they are copied together for each pass).
         """
         if not self._stackable() or self._stacked() is not None:
             return
         stacks = []
-        for kind in ("gate_proj", "up_proj", "down_proj"):
+        for kind in _KINDS:
             parameters = [getattr(expert, kind).weight for expert in self.experts]
             stack = torch.stack([parameter.data for parameter in parameters])
             for parameter, view in zip(parameters, stack, strict=True):
@@ -142,7 +169,7 @@ class MoE(nn.Module):
         if not self._stackable():
             return
         stacks = []
-        for kind in ("gate_proj", "up_proj", "down_proj"):
+        for kind in _KINDS:
             linears: list[Any] = [getattr(expert, kind) for expert in self.experts]
             stack = torch.empty(len(linears), *linears[0].weight.shape, dtype=dtype, device=device or "cpu")
             for linear, view in zip(linears, stack, strict=True):
