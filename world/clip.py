@@ -1,0 +1,666 @@
+"""Clips of 4 to 16 frames whose questions need more than one frame.
+
+    make(rng, split, level)   ->   Sample: one Clip of moving, blinking, changing shapes and 2 to 5 turns about it
+
+    travel    shapes cross the picture                direction, moves, speed, faster, mover, same
+    turn      a shape turns, or not                   first_way, last_way, turns
+    order     shapes appear, vanish or take turns     first, last, earlier, next
+    blink     shapes go off for single frames         blinks, more, blinker
+    bounce    a shape runs from wall to wall          bounces, first_way, last_way
+    change    another colour, shape or size           becomes, was, changes, changer, grows, colours
+    collide   two shapes on one line                  hits, mover_of_two, end
+
+One frame says little, by construction. What travels wraps around the edges: its place is uniform over the picture in
+every frame, whatever its direction, so no frame's place tells the direction (a path that stays inside cannot have
+this: what moves right would start at the left). Sizes start from one range whether they grow or shrink, shapes on one
+line start alike whether they will touch or not.
+
+Compositions, tried for every visible shape and every turn:
+
+    red|star                        colour and shape, shared with pictures
+    red|star|left                   a shape and what happens to it
+    clip/direction#2|left|red       phrasing, answer and a detail; phrasing and answer alone would, once held out,
+                                    teach that this phrasing never has this answer, which text alone could learn
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image as PIL
+from PIL import ImageDraw
+
+from world.sample import Clip, Maker, Pixels, Sample, Split, Turn, belongs, held_out
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (45, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (140, 60, 180),
+    "orange": (245, 135, 30),
+    "cyan": (50, 200, 215),
+    "pink": (245, 130, 180),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
+GROUNDS = {"white": (248, 248, 248), "black": (12, 12, 12), "gray": (128, 128, 128)}
+
+STRAIGHT = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+DIAGONAL = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "down right": (1, 1)}
+WAYS = STRAIGHT | DIAGONAL
+SLOW, MIDDLE, FAST = (4, 6), (7, 10), (11, 14)  # px per frame
+SMALL, LARGE = 11, 34  # px: what shrinks or grows ends there, from 20 to 24
+
+# One word for one idea, few words in all: the reader is small. {it} names a shape, {a} and {b} are two to choose from.
+PHRASES = {
+    "direction": (
+        "which way does the {it} move?",
+        "where does the {it} go?",
+        "the {it} moves which way?",
+        "what direction does the {it} take?",
+    ),
+    "moves": ("does the {it} move {way}?", "is the {it} moving {way}?", "the {it} goes {way}, yes or no?"),
+    "speed": ("is the {it} fast or slow?", "does the {it} move fast or slow?", "how fast is the {it}, fast or slow?"),
+    "faster": ("which is faster, {a} or {b}?", "{a} or {b}, which is faster?", "what moves faster, {a} or {b}?"),
+    "mover": ("which colour moves {way}?", "what colour goes {way}?", "what is the colour of what moves {way}?"),
+    "same": ("do they move the same way?", "is their direction the same?", "same direction, yes or no?"),
+    "first_way": ("which way does the {it} move first?", "where does the {it} go first?", "first way of the {it}?"),
+    "last_way": ("which way does the {it} move last?", "where does the {it} go last?", "last way of the {it}?"),
+    "turns": ("does the {it} turn?", "does the {it} change direction?", "the {it} turns, yes or no?"),
+    "first": ("which {what} {comes} first?", "what {what} {comes} first?", "the first {what} that {comes}?"),
+    "last": ("which {what} {comes} last?", "what {what} {comes} last?", "the last {what} that {comes}?"),
+    "earlier": (
+        "which {comes} first, {a} or {b}?",
+        "{a} or {b}, which {comes} first?",
+        "what {comes} first, {a} or {b}?",
+    ),
+    "next": ("what {what} {comes} after {a}?", "which {what} {comes} after {a}?", "after {a}, which {what} {comes}?"),
+    "blinks": (
+        "how many times does the {it} blink?",
+        "how often does the {it} blink?",
+        "count the blinks of the {it}.",
+        "number of blinks of the {it}?",
+    ),
+    "more": ("which blinks more, {a} or {b}?", "{a} or {b}, which blinks more?", "what blinks more, {a} or {b}?"),
+    "blinker": ("does the {it} blink?", "is the {it} blinking?", "the {it} blinks, yes or no?"),
+    "bounces": (
+        "how many times does the {it} bounce?",
+        "how often does the {it} bounce?",
+        "count the bounces of the {it}.",
+        "number of bounces of the {it}?",
+    ),
+    "becomes": ("what {what} does the {it} become?", "the {it} becomes what {what}?", "which {what} is the {it} last?"),
+    "was": ("what {what} was the {it} first?", "which {what} is the {it} first?", "first {what} of the {it}?"),
+    "changes": (
+        "what changes, colour, shape, size or nothing?",
+        "which changes, colour, shape, size or nothing?",
+        "colour, shape, size or nothing, what changes?",
+    ),
+    "changer": ("which changes, {a} or {b}?", "{a} or {b}, which changes?", "what changes, {a} or {b}?"),
+    "grows": (
+        "does the {it} grow, shrink or stay?",
+        "the {it}, does it grow, shrink or stay?",
+        "grow, shrink or stay, what does the {it}?",
+    ),
+    "colours": (
+        "how many times does the {it} change colour?",
+        "how often does the {it} change colour?",
+        "count the colour changes of the {it}.",
+    ),
+    "hits": (
+        "do they touch?",
+        "do the {a} and the {b} touch?",
+        "does the {a} touch the {b}?",
+        "they touch, yes or no?",
+    ),
+    "mover_of_two": (
+        "which moves, {a}, {b} or both?",
+        "{a}, {b} or both, which moves?",
+        "what moves, {a}, {b} or both?",
+    ),
+    "end": ("stop or back at the end?", "at the end, stop or back?", "what comes at the end, stop or back?"),
+}
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """A shape in one frame: `x` and `y` are its upper left corner; past the edge it comes back on the other side."""
+
+    shape: str
+    colour: str
+    size: int
+    y: int
+    x: int
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A question before its phrasing is chosen. `about`: compositions it tests; `detail`: see the module."""
+
+    kind: str
+    answer: str
+    choices: tuple[str, ...]
+    about: tuple[str, ...]
+    detail: str
+    words: dict[str, str]
+    thinking: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A clip before it is drawn."""
+
+    height: int
+    width: int
+    frames: list[list[_Dot]]
+    asks: list[_Ask]
+
+    def visible(self) -> set[str]:
+        """Every composition that can be seen in it, asked about or not."""
+        looks = {f"{dot.colour}|{dot.shape}" for dots in self.frames for dot in dots}
+        return looks.union(*(ask.about for ask in self.asks))
+
+
+def make(rng: random.Random, split: Split, level: int) -> Sample:
+    """One clip with 2 to 5 turns; level 1 has 4 or 8 frames, level 2 8 or 12, level 3 up to 16 and larger pictures."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"clips have levels 1 to 3, got {level}")
+    scenes = [name for name in SCENES if level > 1 or name not in ("turn", "bounce")]
+    # chosen once, not again after a rejection: every split has the same share of each scene
+    scene = SCENES[rng.choices(scenes, [SCENES[name][1] for name in scenes])[0]][0]
+    while True:
+        plan = scene(rng, level)
+        if plan is None or (split != "heldout" and any(map(held_out, plan.visible()))):
+            continue
+        turns = list(_phrase(rng, split, plan.asks))
+        # one held-out turn is enough: to want two would favour scenes and answers with many questions
+        if len(turns) >= (1 if split == "heldout" else 2):
+            break
+    frames = _draw(rng, plan, level)
+    return Sample("clip", tuple(turns[:5]), (Clip(frames, fps=2.0),), level=level, split=split)
+
+
+def single_frame(sample: Sample, which: int = 0) -> Sample:
+    """The same questions about one frame, repeated to the clip's length: what can be known without motion."""
+    media = tuple(
+        Clip(np.repeat(medium.frames[which][None], len(medium.frames), axis=0), medium.fps)
+        if isinstance(medium, Clip)
+        else medium
+        for medium in sample.media
+    )
+    return replace(sample, media=media)
+
+
+def _phrase(rng: random.Random, split: Split, asks: list[_Ask]) -> Iterator[Turn]:
+    for ask in rng.sample(asks, len(asks)):
+        phrases = PHRASES[ask.kind]
+        for number in rng.sample(range(len(phrases)), len(phrases)):
+            keys = (*ask.about, f"clip/{ask.kind}#{number}|{ask.answer}|{ask.detail}")
+            # training: none of them is held out; held out: at least one is, and that one is the turn's composition
+            fitting = [key for key in keys if belongs(key, split)]
+            if fitting if split == "heldout" else len(fitting) == len(keys):
+                yield Turn(
+                    phrases[number].format(**ask.words),
+                    ask.answer,
+                    tests=f"clip/{ask.kind}",
+                    composition=fitting[0] if split == "heldout" else fitting[-1],
+                    thinking=ask.thinking,
+                    choices=ask.choices,
+                )
+                break
+
+
+# ---- pictures
+
+
+@lru_cache(maxsize=1024)
+def _mask(shape: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Coverage (size, size, 1) in 0..1, drawn at four times the size."""
+    n = 4 * size
+    picture = PIL.new("L", (n, n))
+    draw = ImageDraw.Draw(picture)
+    end = n - 1
+    if shape == "circle":
+        draw.ellipse((0, 0, end, end), fill=255)
+    elif shape == "square":
+        draw.rectangle((0.06 * n, 0.06 * n, 0.94 * n, 0.94 * n), fill=255)
+    elif shape == "triangle":
+        draw.polygon([(n / 2, 0), (end, 0.95 * n), (0, 0.95 * n)], fill=255)
+    elif shape == "star":
+        turns = [(0.5 if k % 2 == 0 else 0.21, np.pi * k / 5) for k in range(10)]
+        draw.polygon([(n * (0.5 + r * np.sin(a)), n * (0.53 - r * np.cos(a))) for r, a in turns], fill=255)
+    elif shape == "cross":
+        draw.rectangle((0.34 * n, 0, 0.66 * n, end), fill=255)
+        draw.rectangle((0, 0.34 * n, end, 0.66 * n), fill=255)
+    elif shape == "diamond":
+        draw.polygon([(n / 2, 0), (0.88 * n, n / 2), (n / 2, end), (0.12 * n, n / 2)], fill=255)
+    elif shape == "ring":
+        draw.ellipse((0, 0, end, end), fill=255)
+        draw.ellipse((0.28 * n, 0.28 * n, 0.72 * n, 0.72 * n), fill=0)
+    elif shape == "heart":
+        draw.ellipse((0, 0.05 * n, 0.54 * n, 0.58 * n), fill=255)
+        draw.ellipse((0.46 * n, 0.05 * n, end, 0.58 * n), fill=255)
+        draw.polygon([(0.06 * n, 0.46 * n), (0.94 * n, 0.46 * n), (n / 2, end)], fill=255)
+    else:
+        raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
+    small = np.asarray(picture.resize((size, size), PIL.Resampling.BOX), dtype=np.float32)
+    return small[:, :, None] / np.float32(255)
+
+
+def _draw(rng: random.Random, plan: _Plan, level: int) -> Pixels:
+    ground = _ground(rng, plan.height, plan.width, level)
+    # the same colour all through a clip, a little different in every clip
+    colours = {name: np.array([v + rng.randint(-9, 9) for v in rgb], np.float32) for name, rgb in COLOURS.items()}
+    frames = np.repeat(ground[None], len(plan.frames), axis=0)
+    for frame, dots in zip(frames, plan.frames, strict=True):
+        for dot in dots:
+            rows = np.arange(dot.y, dot.y + dot.size) % plan.height
+            columns = np.arange(dot.x, dot.x + dot.size) % plan.width
+            place = np.ix_(rows, columns)
+            under = frame[place].astype(np.float32)
+            frame[place] = under + (colours[dot.colour] - under) * _mask(dot.shape, dot.size)
+    return frames
+
+
+def _ground(rng: random.Random, height: int, width: int, level: int) -> Pixels:
+    base = np.array(GROUNDS[rng.choice(list(GROUNDS))], np.float32) + rng.randint(-8, 8)
+    ground = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
+    texture = rng.choice(("plain", "plain", "noise", "slope", "stripes") if level > 1 else ("plain", "plain", "noise"))
+    if texture == "noise":
+        noise = np.frombuffer(rng.randbytes(height * width), np.uint8).reshape(height, width, 1)
+        ground += (noise.astype(np.float32) - 128) * (rng.choice((4, 8, 16)) / 128)
+    elif texture == "slope":
+        tilt = np.linspace(-24, 24, width if rng.random() < 0.5 else height, dtype=np.float32)
+        ground += tilt[None, :, None] if len(tilt) == width else tilt[:, None, None]
+    elif texture == "stripes":
+        stripes = np.arange(height if rng.random() < 0.5 else width) // rng.randint(3, 7) % 2 * np.float32(20) - 10
+        ground += stripes[:, None, None] if len(stripes) == height else stripes[None, :, None]
+    return np.clip(ground, 0, 255).astype(np.uint8)
+
+
+# ---- scenes: each returns None where chance left no room, and is asked again
+
+
+def _travel(rng: random.Random, level: int) -> _Plan | None:
+    length = _length(rng, level)
+    count = rng.choice({1: (1, 1, 2), 2: (1, 2, 2), 3: (2, 2, 3)}[level])
+    things = _things(rng, count)
+    ways: list[str] = []
+    paces: list[int] = []
+    for _ in things:
+        way = rng.choice(list(STRAIGHT if level == 1 or rng.random() < 0.4 else DIAGONAL))
+        # the first one's way again, or "same" would nearly always be no
+        ways.append(ways[0] if ways and rng.random() < 0.4 else way)
+        paces.append(rng.randint(*rng.choice((SLOW, SLOW, MIDDLE, FAST, FAST))))
+    for _ in range(200):
+        # only places and sizes are drawn again, so that ways and paces stay as even as they were drawn
+        height, width = _sides(rng, level)
+        paths = [_line(rng, *each, length, height, width) for each in zip(things, ways, paces, strict=True)]
+        frames = _by_time(paths)
+        if all(_apart(a, b, height, width) for dots in frames for a, b in combinations(dots, 2)):
+            break
+    else:
+        return None
+    choices = tuple(STRAIGHT if level == 1 else WAYS)
+    asks = []
+    for thing, way, pace in zip(things, ways, paces, strict=True):
+        colour, shape = thing
+        about = (_pair(thing), f"{_pair(thing)}|{way}")
+        asks.append(_Ask("direction", way, choices, about, colour, _it(rng, thing, count)))
+        claim = way if rng.random() < 0.5 else rng.choice([other for other in choices if other != way])
+        words = _it(rng, thing, count) | {"way": claim}
+        asks.append(_Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{colour}|{claim}", words))
+        if pace <= SLOW[1] or pace >= FAST[0]:
+            word = "slow" if pace <= SLOW[1] else "fast"
+            about = (_pair(thing), f"{_pair(thing)}|{word}")
+            asks.append(_Ask("speed", word, ("fast", "slow"), about, colour, _it(rng, thing, count)))
+        if count > 1 and ways.count(way) == 1:
+            colours = tuple(colour for colour, _ in things)
+            asks.append(_Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}))
+    if count == 2:
+        about = (_pair(things[0]), _pair(things[1]))
+        if max(paces) >= 1.6 * min(paces):
+            words, answer, other = _two(rng, things, paces.index(max(paces)))
+            asks.append(_Ask("faster", answer, (answer, other), about, other, words))
+        detail = "|".join(sorted(colour for colour, _ in things))
+        asks.append(_Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
+    return _Plan(height, width, frames, asks)
+
+
+def _turn(rng: random.Random, level: int) -> _Plan | None:
+    height, width = _sides(rng, level)
+    length = _length(rng, level)
+    thing = _things(rng, 1)[0]
+    first = rng.choice(list(STRAIGHT))
+    last = first if rng.random() < 0.5 else rng.choice([way for way in STRAIGHT if way != first])
+    at = rng.randint(3, length - 4)  # at least three steps each way
+    step, size = rng.randint(6, 12), rng.randint(14, 22)
+    y, x = rng.randrange(height), rng.randrange(width)
+    path = []
+    for t in range(length):
+        path.append(_Dot(thing[1], thing[0], size, y, x))
+        dy, dx = WAYS[first if t < at else last]
+        y, x = y + dy * step, x + dx * step
+    asks = [_Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), _it(rng, thing, 1))]
+    for kind, way in (("first_way", first), ("last_way", last)):
+        about = (_pair(thing), f"{_pair(thing)}|{way}")
+        asks.append(_Ask(kind, way, tuple(STRAIGHT), about, thing[0], _it(rng, thing, 1)))
+    return _Plan(height, width, _by_time([path]), asks)
+
+
+def _order(rng: random.Random, level: int) -> _Plan | None:
+    height, width = _sides(rng, level)
+    length = _length(rng, level)
+    count = rng.choice({1: (2, 3), 2: (2, 3, 3), 3: (3, 4)}[level])
+    things = _things(rng, count)  # in order of time
+    sizes = [rng.randint(14, 22) for _ in things]
+    places = _places(rng, sizes, height, width)
+    if places is None:
+        return None
+    times = [*sorted(rng.sample(range(1, length), count)), length]
+    comes = rng.choice(("appears", "vanishes", "comes"))  # "comes": each one goes when the next one comes
+    frames: list[list[_Dot]] = [[] for _ in range(length)]
+    for number, ((colour, shape), size, (y, x)) in enumerate(zip(things, sizes, places, strict=True)):
+        start = 0 if comes == "vanishes" else times[number]
+        end = {"appears": length, "vanishes": times[number], "comes": times[number + 1]}[comes]
+        for t in range(start, end):
+            frames[t].append(_Dot(shape, colour, size, y, x))
+    asks = []
+    for kind, thing in (("first", things[0]), ("last", things[-1])):
+        by = rng.randint(0, 1)
+        about = (_pair(thing), f"{_pair(thing)}|{comes} {kind}")
+        words = {"what": ("colour", "shape")[by], "comes": comes}
+        asks.append(_Ask(kind, thing[by], tuple(each[by] for each in things), about, f"{thing[1 - by]}|{comes}", words))
+    one, two = sorted(rng.sample(range(count), 2))
+    words, answer, other = _two(rng, [things[one], things[two]], 0)
+    about = (_pair(things[one]), _pair(things[two]))
+    asks.append(_Ask("earlier", answer, (answer, other), about, f"{other}|{comes}", words | {"comes": comes}))
+    if count > 2:
+        number, by = rng.randrange(count - 1), rng.randint(0, 1)
+        before, after = things[number], things[number + 1]
+        words = {"a": before[by], "what": ("colour", "shape")[by], "comes": comes}
+        choices = tuple(each[by] for each in things if each is not before)
+        about = (_pair(before), _pair(after))
+        asks.append(_Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words))
+    return _Plan(height, width, frames, asks)
+
+
+def _blink(rng: random.Random, level: int) -> _Plan | None:
+    height, width = _sides(rng, level)
+    length = 8 if level == 1 else rng.choice((8, 12))  # the length must not tell the count: four fit in 8
+    count = rng.choice((1, 2) if level == 1 else (2, 2, 3))
+    things = _things(rng, count)
+    sizes = [rng.randint(14, 22) for _ in things]
+    places = _places(rng, sizes, height, width)
+    if places is None:
+        return None
+    counts = [rng.randint(1, 4), *(0 if rng.random() < 0.4 else rng.randint(1, 4) for _ in things[1:])]
+    frames: list[list[_Dot]] = [[] for _ in range(length)]
+    for (colour, shape), size, (y, x), blinks in zip(things, sizes, places, counts, strict=True):
+        # off for single frames that never touch: drawn from a shorter line, then one frame is put after each
+        off = {1 + spot + k for k, spot in enumerate(sorted(rng.sample(range(length - blinks), blinks)))}
+        for t in range(length):
+            if t not in off:
+                frames[t].append(_Dot(shape, colour, size, y, x))
+    asks = []
+    for thing, blinks in zip(things, counts, strict=True):
+        if blinks:
+            about = (_pair(thing), f"{_pair(thing)}|blinks {blinks}")
+            asks.append(_Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, thing[0], _it(rng, thing, count)))
+    if 0 in counts:
+        # as many yes as no: asked of one that blinks and of one that does not
+        for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
+            about = (_pair(thing),)
+            asks.append(_Ask("blinker", _yes(blinks), ("yes", "no"), about, _pair(thing), _it(rng, thing, count)))
+    if count > 1 and counts[0] != counts[1]:
+        words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
+        number = dict.fromkeys(things[0], counts[0]) | dict.fromkeys(things[1], counts[1])
+        thinking = ", ".join(f"{word} {number[word]}" for word in words.values()) + "."
+        about = (_pair(things[0]), _pair(things[1]))
+        asks.append(_Ask("more", answer, (answer, other), about, other, words, thinking))
+    return _Plan(height, width, frames, asks)
+
+
+def _bounce(rng: random.Random, level: int) -> _Plan | None:
+    length = rng.choice((8, 12))
+    thing = _things(rng, 1)[0]
+    want = rng.randint(1, 3)
+    positive = rng.random() < 0.5
+    for _ in range(200):
+        height, width = _sides(rng, level)
+        size = rng.randint(16, 24)
+        down = rng.random() < 0.5
+        room, wide = (height, width) if down else (width, height)
+        at, aside, step = rng.randint(0, room - size), rng.randint(0, wide - size), rng.randint(7, 16)
+        path, heading, bounces = [], 1 if positive else -1, 0
+        for _ in range(length):
+            path.append(_Dot(thing[1], thing[0], size, *((at, aside) if down else (aside, at))))
+            at += heading * step
+            if not 0 <= at <= room - size:
+                at = -at if at < 0 else 2 * (room - size) - at
+                heading = -heading
+                bounces += 1
+        # counted as it is seen: a bounce in the step after the last frame is none
+        turned = [_ahead(a, b) != _ahead(b, c) for a, b, c in zip(path, path[1:], path[2:], strict=False)]
+        if bounces == want == sum(turned):
+            break
+    else:
+        return None
+    ways = ("up", "down") if down else ("left", "right")
+    about = (_pair(thing), f"{_pair(thing)}|bounces {want}")
+    asks = [_Ask("bounces", str(want), ("1", "2", "3"), about, thing[0], _it(rng, thing, 1))]
+    for kind, forward in (("first_way", positive), ("last_way", positive == (want % 2 == 0))):
+        about = (_pair(thing), f"{_pair(thing)}|{ways[forward]}")
+        asks.append(_Ask(kind, ways[forward], tuple(STRAIGHT), about, thing[0], _it(rng, thing, 1)))
+    return _Plan(height, width, _by_time([path]), asks)
+
+
+def _change(rng: random.Random, level: int) -> _Plan | None:
+    height, width = _sides(rng, level)
+    length = _length(rng, level)
+    count = rng.choice((1, 2) if level < 3 else (2, 3))
+    things = _things(rng, count)
+    what = rng.choice(("colour", "shape", "size", "size", "nothing"))
+    (colour, shape), size = things[0], rng.randint(20, 24)
+    sizes = [size, *(rng.randint(14, 24) for _ in things[1:])]
+    # room for the largest it can become, whatever happens: the place must not tell
+    places = _places(rng, [LARGE, *sizes[1:]], height, width)
+    if places is None:
+        return None
+    y, x = (at + (LARGE - size) // 2 for at in places[0])
+    path = [_Dot(shape, colour, size, y, x)] * length
+    asks = []
+    if what in ("size", "nothing"):
+        word = "stay" if what == "nothing" else rng.choice(("grow", "shrink"))
+        end = {"grow": LARGE, "shrink": SMALL, "stay": size}[word]
+        for t in range(length):
+            now = round(size + (end - size) * t / (length - 1))
+            path[t] = _Dot(shape, colour, now, y + (size - now) // 2, x + (size - now) // 2)
+        about = (_pair(things[0]), f"{_pair(things[0])}|{word}")
+        asks.append(_Ask("grows", word, ("grow", "shrink", "stay"), about, colour, _it(rng, things[0], count)))
+    else:
+        by = 0 if what == "colour" else 1
+        most = min(3, length // 4) if what == "colour" else 1
+        steps = rng.randint(1, most)
+        free = [word for word in (COLOURS, SHAPES)[by] if all(word != thing[by] for thing in things)]
+        states = [things[0][by], *rng.sample(free, steps)]
+        times = _spread(rng, length, steps)
+        for t in range(length):
+            state = states[sum(t >= time for time in times)]
+            path[t] = replace(path[t], colour=state) if by == 0 else replace(path[t], shape=state)
+        looks = [(state, shape) if by == 0 else (colour, state) for state in states]
+        becomes = [f"{_pair(one)}|becomes {other[by]}" for one, other in pairwise(looks)]
+        # by what stays: a colour that changes is no name
+        words = {"it": rng.choice((shape if by == 0 else f"{colour} shape", *["shape"] * (count == 1))), "what": what}
+        choices = tuple((COLOURS, SHAPES)[by])
+        about: tuple[str, ...] = (_pair(looks[-1]), *becomes)
+        asks.append(_Ask("becomes", states[-1], choices, about, looks[-1][1 - by], words))
+        if rng.random() < 0.3:  # rare: the first frame tells
+            asks.append(_Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words))
+        if steps > 1:
+            about = (_pair(looks[-1]), *becomes)
+            words = {"a": states[-2], "what": what, "comes": "comes"}
+            asks.append(_Ask("next", states[-1], choices, about, states[-2], words))
+        if most > 1:
+            numbers = tuple(str(number) for number in range(1, most + 1))
+            words = {"it": shape}
+            asks.append(_Ask("colours", str(steps), numbers, (_pair(looks[0]),), shape, words))
+    if what != "size" or rng.random() < 0.5:  # size was drawn twice as often, for grow and for shrink
+        choices = ("colour", "shape", "size", "nothing")
+        asks.append(_Ask("changes", what, choices, (_pair(things[0]),), _pair(things[0]), {}))
+    if count > 1 and what != "nothing":
+        words, answer, other = _two(rng, things[:2], 0, by={"colour": 1, "shape": 0}.get(what))
+        asks.append(_Ask("changer", answer, (answer, other), (_pair(things[0]),), other, words))
+    others = [
+        [_Dot(shape, colour, size, y, x)] * length
+        for (colour, shape), size, (y, x) in zip(things[1:], sizes[1:], places[1:], strict=True)
+    ]
+    return _Plan(height, width, _by_time([path, *others]), asks)
+
+
+def _collide(rng: random.Random, level: int) -> _Plan | None:
+    """Two shapes on one line come nearer, or one of them does; at touch or before it they stop or go back."""
+    length = _length(rng, level)
+    things = _things(rng, 2)  # the upper or left one first
+    movers = rng.choice(((1, 0), (0, 1), (1, 1)))
+    touch, back = rng.random() < 0.5, rng.random() < 0.5
+    for _ in range(200):
+        height, width = _sides(rng, level)
+        down = rng.random() < 0.5
+        room, wide = (height, width) if down else (width, height)
+        size, at = rng.randint(14, 20), rng.randint(2, min(length - 2, 4))
+        # the gap at the start is drawn in one way for both answers; what ends before it is a little slower
+        gap = rng.randint(18, 48)
+        if gap + 2 * size <= room and 6 <= gap / (sum(movers) * at) <= 13:
+            break
+    else:
+        return None
+    low, aside = rng.randint(0, room - gap - 2 * size), rng.randint(0, wide - size)
+    near = -2 if touch else rng.randint(9, 12)  # two pixels of overlap: a touch that shows for every shape
+    paths: list[list[_Dot]] = [[], []]
+    for t in range(length):
+        done = t / at if t <= at else max(0.0, 2 - t / at) if back else 1.0
+        way = (gap - near) * done / sum(movers)
+        ends = (low + round(movers[0] * way), low + size + gap - round(movers[1] * way))
+        for path, (colour, shape), end in zip(paths, things, ends, strict=True):
+            path.append(_Dot(shape, colour, size, *((end, aside) if down else (aside, end))))
+    about = (_pair(things[0]), _pair(things[1]))
+    detail = "|".join(sorted(colour for colour, _ in things))
+    words, one, two = _two(rng, things, 0)
+    moving = {(1, 0): one, (0, 1): two, (1, 1): "both"}[movers]
+    asks = [
+        _Ask("hits", _yes(touch), ("yes", "no"), about, detail, words),
+        _Ask("mover_of_two", moving, (one, two, "both"), about, detail, words),
+        _Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}),
+    ]
+    return _Plan(height, width, _by_time(paths), asks)
+
+
+# ---- what the scenes share
+
+
+def _sides(rng: random.Random, level: int) -> tuple[int, int]:
+    least, most = {1: (56, 84), 2: (56, 84), 3: (70, 112)}[level]
+    height = rng.randint(least, most)
+    width = height if rng.random() < 0.5 else min(most, max(least, round(height * rng.uniform(0.8, 1.25))))
+    return height, width
+
+
+def _length(rng: random.Random, level: int) -> int:
+    return rng.choice({1: (4, 8), 2: (8, 12), 3: (8, 12, 16)}[level])
+
+
+def _things(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """(colour, shape) of so many things; no two share a colour or a shape, so either names them."""
+    return list(zip(rng.sample(list(COLOURS), count), rng.sample(SHAPES, count), strict=True))
+
+
+def _it(rng: random.Random, thing: tuple[str, str], count: int) -> dict[str, str]:
+    """A name of this thing among `count`."""
+    colour, shape = thing
+    return {"it": rng.choice((shape, f"{colour} {shape}", f"{colour} shape", *["shape"] * (count == 1)))}
+
+
+def _two(
+    rng: random.Random, things: list[tuple[str, str]], right: int, by: int | None = None
+) -> tuple[dict[str, str], str, str]:
+    """Two things to choose from, by colour (0) or shape (1), in either order; the right one's word, the other's."""
+    by = rng.randint(0, 1) if by is None else by
+    answer, other = things[right][by], things[1 - right][by]
+    a, b = rng.sample((answer, other), 2)
+    return {"a": a, "b": b}, answer, other
+
+
+def _pair(thing: tuple[str, str]) -> str:
+    return "|".join(thing)
+
+
+def _yes(condition: bool) -> str:
+    return "yes" if condition else "no"
+
+
+def _by_time(paths: list[list[_Dot]]) -> list[list[_Dot]]:
+    return [list(dots) for dots in zip(*paths, strict=True)]
+
+
+def _line(
+    rng: random.Random, thing: tuple[str, str], way: str, pace: int, length: int, height: int, width: int
+) -> list[_Dot]:
+    """A straight path from anywhere in the picture, edges included: it wraps around."""
+    step = pace if way in STRAIGHT else max(3, round(0.75 * pace))
+    y, x, size = rng.randrange(height), rng.randrange(width), rng.randint(14, 22)
+    dy, dx = WAYS[way]
+    return [_Dot(thing[1], thing[0], size, y + dy * step * t, x + dx * step * t) for t in range(length)]
+
+
+def _ahead(one: _Dot, two: _Dot) -> bool:
+    return two.y + two.x > one.y + one.x
+
+
+def _apart(a: _Dot, b: _Dot, height: int, width: int) -> bool:
+    """Whether two dots leave at least 2 px between them, around the edges too."""
+    gap = (a.size + b.size) / 2 + 2
+    dy = abs(a.y + a.size / 2 - b.y - b.size / 2) % height
+    dx = abs(a.x + a.size / 2 - b.x - b.size / 2) % width
+    return min(dy, height - dy) >= gap or min(dx, width - dx) >= gap
+
+
+def _places(rng: random.Random, sizes: list[int], height: int, width: int) -> list[tuple[int, int]] | None:
+    """Upper left corners inside the picture, apart from each other; None if there was no room."""
+    dots: list[_Dot] = []
+    for size in sizes:
+        for _ in range(30):
+            dot = _Dot("", "", size, rng.randint(0, height - size), rng.randint(0, width - size))
+            if all(_apart(dot, other, height, width) for other in dots):
+                dots.append(dot)
+                break
+        else:
+            return None
+    return [(dot.y, dot.x) for dot in dots]
+
+
+def _spread(rng: random.Random, length: int, count: int) -> list[int]:
+    """So many times in 1..length - 1, at least two frames apart."""
+    while True:
+        times = sorted(rng.sample(range(1, length), count))
+        if all(b - a >= 2 for a, b in pairwise(times)):
+            return times
+
+
+_Scene = Callable[[random.Random, int], _Plan | None]
+SCENES: dict[str, tuple[_Scene, float]] = {
+    "travel": (_travel, 0.36),
+    "turn": (_turn, 0.1),
+    "order": (_order, 0.16),
+    "blink": (_blink, 0.14),
+    "bounce": (_bounce, 0.06),
+    "change": (_change, 0.16),
+    "collide": (_collide, 0.1),
+}
+
+MAKERS: dict[str, Maker] = {"clip": make}
+WEIGHTS: dict[str, float] = {"clip": 1.0}
