@@ -47,7 +47,8 @@ def open_corpus(spec: str, seed: int = 0, split: Split = "train", window: int = 
     """
     if spec == "python":
         root = Path(sysconfig.get_paths()["stdlib"])
-        skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
+        # neither other people's packages, nor tests, nor files that are one long table
+        skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "encodings", "pydoc_data"}
         files = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
         kept = [p for p in files if held_out(f"python|{p.relative_to(root).as_posix()}") == (split == "heldout")]
         return TextFiles(root, [p for p in kept if p.stat().st_size >= 200], seed, window)

@@ -278,6 +278,10 @@ class Encoder:
                 if media.rule == "kimi_vl":
                     raise ValueError("Kimi-VL takes no video: send the frames as images")
                 clip = piece.source
+                if isinstance(clip, Clip) and clip.fps > media.sample_fps:  # its answers count every frame
+                    raise ValueError(
+                        f"a clip of {clip.fps:g} frames/s, looked at {media.sample_fps:g} times per second"
+                    )
                 video = (
                     read_video(clip.frames, media, fps=clip.fps) if isinstance(clip, Clip) else read_video(clip, media)
                 )
@@ -320,22 +324,14 @@ class Pack:
         return sum(document.patches for document in self.documents)
 
 
-class Health:
-    """The last documents, good or bad."""
-
-    def __init__(self) -> None:
-        self.last: deque[str | None] = deque(maxlen=BAD_WINDOW)
-
-    def add(self, good: int, bad: Iterable[str]) -> None:
-        """Raises ValueError with the reasons when too many are bad."""
-        self.last.extend(bad)
-        self.last.extend([None] * good)
-        reasons = Counter(reason for reason in self.last if reason is not None)
-        if len(self.last) >= 200 and reasons.total() > BAD_SHARE * len(self.last):
-            listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-            raise ValueError(
-                f"{reasons.total()} of the last {len(self.last)} documents are bad, over {BAD_SHARE:.0%}: {listed}"
-            )
+def judge(bad: Iterable[str], count: int) -> None:
+    """Raises ValueError with the reasons when too many of `count` documents are bad; fewer than 200 say little."""
+    reasons = Counter(bad)
+    if count >= 200 and reasons.total() > BAD_SHARE * count:
+        listed = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+        raise ValueError(
+            f"{reasons.total()} of the last {count} documents are bad, over {BAD_SHARE:.0%}, so the run stops: {listed}"
+        )
 
 
 class Lane:
@@ -363,17 +359,16 @@ class Lane:
         self.packs, self.placed = state.get("packs", 0), state.get("placed", 0)
         self.waiting: list[tuple[str, int, int, int]] = []  # source, number, first token, tokens
         self.held: list[Encoded] = []  # the documents of `waiting`
-        self.health = Health()
         self.good = 0
         self.bad: list[str] = []
-        self.at = ""  # the document being made, for messages
+        self.at: tuple[str, int] | None = None  # the document being made, for messages
         for name, index, start, length in state.get("waiting", []):
-            self.waiting.append((name, index, start, length))
             whole = self._make(name, index)
+            self.waiting.append((name, index, start, length))
             self.held.append(whole.part(start, start + length) if len(whole) > length else whole)
 
     def pack(self) -> Pack:
-        """The next pack: the document that waits longest, then again and again the largest that still fits."""
+        """The next pack: documents in the order drawn; when the oldest no longer fits, the largest that does."""
         self.good, self.bad = 0, []
         chosen: list[Encoded] = []
         tokens, patches = self.sequence, self.patch_budget
@@ -383,7 +378,7 @@ class Lane:
             fits = [i for i, d in enumerate(self.held) if len(d) <= tokens and d.patches <= patches]
             if not fits:
                 break
-            best = max(fits, key=lambda i: len(self.held[i])) if chosen else 0
+            best = 0 if fits[0] == 0 else max(fits, key=lambda i: len(self.held[i]))
             del self.waiting[best]
             chosen.append(self.held.pop(best))
             tokens -= len(chosen[-1])
@@ -407,7 +402,7 @@ class Lane:
         }
 
     def _make(self, name: str, index: int) -> Encoded:
-        self.at = f"{name} document {index}"
+        self.at = name, index
         source = self.documents.sources[name]
         return self.encoder.encode(self.documents.get(name, index), name, source.group)
 
@@ -429,7 +424,7 @@ class Lane:
             self.skipped[skip.reason] = self.skipped.get(skip.reason, 0) + 1
             self.examples.setdefault(skip.reason, f"{self.documents.describe(name, index)}: {skip}"[:300])
             self.bad.append(skip.reason)
-            self.health.add(0, [skip.reason])
+            judge(self.bad, self.good + len(self.bad))  # else a lane of bad documents would never fill a pack
             return
         parts = -(-len(document) // self.sequence)  # a long text in equal parts: no part is a lonely token
         edges = [len(document) * part // parts for part in range(parts + 1)]
@@ -439,7 +434,6 @@ class Lane:
         self.tokens[name] += len(document)
         self.used[name] += 1
         self.good += 1
-        self.health.add(1, [])
 
 
 # ---- 5 loader --------------------------------------------------------------------------------------------------------
@@ -499,7 +493,7 @@ class Loader:
         self.states: dict[int, State] = {number: {} for number in self.numbers}
         if state is not None:
             self._restore(state)
-        self.health = Health()
+        self.recent: deque[str | None] = deque(maxlen=BAD_WINDOW)  # per document, why it is bad
         self._documents = documents
         self._inline: dict[int, Lane] = {}
         self._processes: list[_Worker] = []
@@ -518,7 +512,8 @@ class Loader:
             else:
                 pack = make_pack(self._inline[number])
             packs.append(pack)
-            self.health.add(pack.good, pack.bad)
+            self.recent.extend([*pack.bad, *[None] * pack.good])
+            judge((reason for reason in self.recent if reason is not None), len(self.recent))
         for pack in packs:
             self.states[pack.lane] = pack.state
         self.step += 1
@@ -614,7 +609,8 @@ def make_pack(lane: Lane) -> Pack:
     except ValueError:
         raise
     except Exception as error:
-        raise RuntimeError(f"{lane.at}: {type(error).__name__}: {error}") from error
+        where = lane.documents.describe(*lane.at) if lane.at else f"lane {lane.number}"
+        raise RuntimeError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 class _Worker:
