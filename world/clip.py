@@ -27,8 +27,8 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image as PIL
@@ -126,8 +126,7 @@ PHRASES = {
 }
 
 
-@dataclass(frozen=True)
-class _Dot:
+class _Dot(NamedTuple):
     """A shape in one frame: `x` and `y` are its upper left corner; past the edge it comes back on the other side."""
 
     shape: str
@@ -258,11 +257,15 @@ def _draw(rng: random.Random, plan: _Plan, level: int) -> Pixels:
     frames = np.repeat(ground[None], len(plan.frames), axis=0)
     for frame, dots in zip(frames, plan.frames, strict=True):
         for dot in dots:
-            rows = np.arange(dot.y, dot.y + dot.size) % plan.height
-            columns = np.arange(dot.x, dot.x + dot.size) % plan.width
-            place = np.ix_(rows, columns)
-            under = frame[place].astype(np.float32)
-            frame[place] = under + (colours[dot.colour] - under) * _mask(dot.shape, dot.size)
+            mask = _mask(dot.shape, dot.size)
+            y, x = dot.y % plan.height, dot.x % plan.width
+            if y + dot.size <= plan.height and x + dot.size <= plan.width:
+                under = frame[y : y + dot.size, x : x + dot.size]
+                under[:] = under + (colours[dot.colour] - under) * mask
+            else:  # over an edge and back in on the other side
+                rows, columns = np.arange(y, y + dot.size) % plan.height, np.arange(x, x + dot.size) % plan.width
+                place = np.ix_(rows, columns)
+                frame[place] = frame[place] + (colours[dot.colour] - frame[place]) * mask
     return frames
 
 
@@ -296,12 +299,17 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
         # the first one's way again, or "same" would nearly always be no
         ways.append(ways[0] if ways and rng.random() < 0.4 else way)
         paces.append(rng.randint(*rng.choice((SLOW, SLOW, MIDDLE, FAST, FAST))))
-    for _ in range(200):
+    for _ in range(40):
         # only places and sizes are drawn again, so that ways and paces stay as even as they were drawn
         height, width = _sides(rng, level)
-        paths = [_line(rng, *each, length, height, width) for each in zip(things, ways, paces, strict=True)]
-        frames = _by_time(paths)
-        if all(_apart(a, b, height, width) for dots in frames for a, b in combinations(dots, 2)):
+        paths: list[list[_Dot]] = []
+        for thing, way, pace in zip(things, ways, paces, strict=True):
+            for _ in range(20):
+                path = _line(rng, thing, way, pace, length, height, width)
+                if all(_apart(a, b, height, width) for other in paths for a, b in zip(path, other, strict=True)):
+                    paths.append(path)
+                    break
+        if len(paths) == count:
             break
     else:
         return None
@@ -316,7 +324,7 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
         asks.append(_Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{colour}|{claim}", words))
         if pace <= SLOW[1] or pace >= FAST[0]:
             word = "slow" if pace <= SLOW[1] else "fast"
-            about = (_pair(thing), f"{_pair(thing)}|{word}")
+            about = (_pair(thing), f"{_pair(thing)}|is {word}")
             asks.append(_Ask("speed", word, ("fast", "slow"), about, colour, _it(rng, thing, count)))
         if count > 1 and ways.count(way) == 1:
             colours = tuple(colour for colour, _ in things)
@@ -328,7 +336,7 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
             asks.append(_Ask("faster", answer, (answer, other), about, other, words))
         detail = "|".join(sorted(colour for colour, _ in things))
         asks.append(_Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
-    return _Plan(height, width, frames, asks)
+    return _Plan(height, width, _by_time(paths), asks)
 
 
 def _turn(rng: random.Random, level: int) -> _Plan | None:
@@ -414,8 +422,8 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
         for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
-            about = (_pair(thing),)
-            asks.append(_Ask("blinker", _yes(blinks), ("yes", "no"), about, _pair(thing), _it(rng, thing, count)))
+            words = _it(rng, thing, count)
+            asks.append(_Ask("blinker", _yes(blinks), ("yes", "no"), (_pair(thing),), _pair(thing), words))
     if count > 1 and counts[0] != counts[1]:
         words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
         number = dict.fromkeys(things[0], counts[0]) | dict.fromkeys(things[1], counts[1])
@@ -491,20 +499,19 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
         times = _spread(rng, length, steps)
         for t in range(length):
             state = states[sum(t >= time for time in times)]
-            path[t] = replace(path[t], colour=state) if by == 0 else replace(path[t], shape=state)
+            path[t] = path[t]._replace(colour=state) if by == 0 else path[t]._replace(shape=state)
         looks = [(state, shape) if by == 0 else (colour, state) for state in states]
         becomes = [f"{_pair(one)}|becomes {other[by]}" for one, other in pairwise(looks)]
         # by what stays: a colour that changes is no name
-        words = {"it": rng.choice((shape if by == 0 else f"{colour} shape", *["shape"] * (count == 1))), "what": what}
+        words = {"it": shape if by == 0 else f"{colour} one", "what": what}
         choices = tuple((COLOURS, SHAPES)[by])
-        about: tuple[str, ...] = (_pair(looks[-1]), *becomes)
-        asks.append(_Ask("becomes", states[-1], choices, about, looks[-1][1 - by], words))
+        seen = (_pair(looks[-1]), *becomes)
+        asks.append(_Ask("becomes", states[-1], choices, seen, looks[-1][1 - by], words))
         if rng.random() < 0.3:  # rare: the first frame tells
             asks.append(_Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words))
         if steps > 1:
-            about = (_pair(looks[-1]), *becomes)
             words = {"a": states[-2], "what": what, "comes": "comes"}
-            asks.append(_Ask("next", states[-1], choices, about, states[-2], words))
+            asks.append(_Ask("next", states[-1], choices, seen, states[-2], words))
         if most > 1:
             numbers = tuple(str(number) for number in range(1, most + 1))
             words = {"it": shape}
@@ -623,10 +630,11 @@ def _ahead(one: _Dot, two: _Dot) -> bool:
 
 def _apart(a: _Dot, b: _Dot, height: int, width: int) -> bool:
     """Whether two dots leave at least 2 px between them, around the edges too."""
-    gap = (a.size + b.size) / 2 + 2
-    dy = abs(a.y + a.size / 2 - b.y - b.size / 2) % height
-    dx = abs(a.x + a.size / 2 - b.x - b.size / 2) % width
-    return min(dy, height - dy) >= gap or min(dx, width - dx) >= gap
+    return _clear(a.y, a.size, b.y, b.size, height) or _clear(a.x, a.size, b.x, b.size, width)
+
+
+def _clear(a: int, size: int, b: int, other: int, room: int) -> bool:
+    return size + 2 <= (b - a) % room <= room - other - 2
 
 
 def _places(rng: random.Random, sizes: list[int], height: int, width: int) -> list[tuple[int, int]] | None:

@@ -1,0 +1,214 @@
+"""Clips: answers found again from the pixels, splits that share nothing, and how little one frame tells.
+
+pytest tests/world/test_clip.py
+"""
+
+import re
+from collections import Counter
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import world.clip
+from world.clip import COLOURS, DIAGONAL, SHAPES, STRAIGHT, make, single_frame
+from world.sample import Clip, Sample, held_out, rng_of
+
+WAYS = STRAIGHT | DIAGONAL
+
+
+@lru_cache(maxsize=1)
+def samples() -> tuple[Sample, ...]:
+    """Levels 1 to 3 of training; made once, read by most tests."""
+    return tuple(make(rng_of("test", index), "train", 1 + index % 3) for index in range(1800))
+
+
+def frames(sample: Sample) -> np.ndarray:
+    (clip,) = sample.media
+    assert isinstance(clip, Clip)
+    return clip.frames
+
+
+def where(sample: Sample, colour: str) -> np.ndarray:
+    """Pixels of a colour: bool (frames, height, width)."""
+    away = np.abs(frames(sample).astype(int) - np.array(COLOURS[colour])).max(axis=-1)
+    return away <= 12
+
+
+def centre(mask: np.ndarray) -> np.ndarray:
+    """Centre (y, x) of a mask in a picture whose edges meet, in turns of the picture: 0..1."""
+    out = []
+    for axis in (1, 0):
+        weight = mask.sum(axis=axis)
+        turn = np.exp(2j * np.pi * (np.arange(len(weight)) + 0.5) / len(weight))
+        out.append(np.angle((weight * turn).sum()) / (2 * np.pi) % 1)
+    return np.array(out)
+
+
+def steps(mask: np.ndarray) -> np.ndarray:
+    """Pixels moved from frame to frame, the short way around: (frames - 1, 2)."""
+    centres = np.array([centre(frame) for frame in mask])
+    return ((np.diff(centres, axis=0) + 0.5) % 1 - 0.5) * np.array(mask.shape[1:])
+
+
+def asked(kind: str) -> list[tuple[Sample, str, list[str]]]:
+    """(sample, answer, colours named in the question) of every turn of a kind that names a colour."""
+    found = []
+    for sample in samples():
+        for turn in sample.turns:
+            named = [word for word in re.findall(r"\w+", turn.question) if word in COLOURS]
+            if turn.tests == f"clip/{kind}" and named:
+                found.append((sample, turn.answer, named))
+    assert len(found) >= 20, f"too few questions of kind {kind} name a colour: {len(found)}"
+    return found
+
+
+def test_direction_and_speed_are_those_of_the_pixels() -> None:
+    for sample, answer, (colour,) in asked("direction"):
+        dy, dx = np.median(steps(where(sample, colour)), axis=0)
+        heading = tuple(int(np.sign(v)) if abs(v) > 1.5 else 0 for v in (dy, dx))
+        assert heading == WAYS[answer], (answer, dy, dx)
+    for sample, answer, (colour,) in asked("speed"):
+        pace = np.abs(np.median(steps(where(sample, colour)), axis=0)).max()
+        assert (pace > 7) == (answer == "fast"), (answer, pace)
+    for sample, answer, (one, two) in asked("faster"):
+        pace = {colour: np.linalg.norm(np.median(steps(where(sample, colour)), axis=0)) for colour in (one, two)}
+        assert answer == max(pace, key=pace.__getitem__), (answer, pace)
+
+
+def test_turns_and_bounces_begin_and_end_as_said() -> None:
+    for kind, which in (("first_way", 0), ("last_way", -1)):
+        for sample, answer, (colour,) in asked(kind):
+            dy, dx = steps(where(sample, colour))[which]
+            seen = max(STRAIGHT, key=lambda way: STRAIGHT[way][0] * dy + STRAIGHT[way][1] * dx)
+            assert seen == answer or np.hypot(dy, dx) < 2, (kind, answer, dy, dx)
+    for sample, answer, (colour,) in asked("bounces"):
+        walk = steps(where(sample, colour))
+        walk = walk[:, np.abs(walk).sum(axis=0).argmax()]
+        walk = walk[np.abs(walk) >= 1]  # a bounce may end where it began
+        assert (np.sign(walk[1:]) != np.sign(walk[:-1])).sum() == int(answer), (answer, walk)
+
+
+def test_blinks_are_counted_as_frames_show_them() -> None:
+    for sample, answer, (colour,) in asked("blinks"):
+        on = where(sample, colour).any(axis=(1, 2))
+        assert sum(a and not b for a, b in pairwise(on)) == int(answer)
+    for sample, answer, (colour,) in asked("blinker"):
+        assert where(sample, colour).any(axis=(1, 2)).all() == (answer == "no")
+
+
+def test_order_is_the_order_of_frames() -> None:
+    for sample, answer, (one, two) in asked("earlier"):
+        turn = next(turn for turn in sample.turns if turn.tests == "clip/earlier")
+        on = {colour: where(sample, colour).any(axis=(1, 2)) for colour in (one, two)}
+        change = {
+            colour: int(np.argmin(v) if "vanishes" in turn.question else np.argmax(v)) for colour, v in on.items()
+        }
+        assert answer == min(change, key=change.__getitem__)
+        assert change[one] != change[two]
+        assert len(set(change.values()) & {0}) == 0, "the first frame must not tell"
+
+
+def test_changes_touches_and_sizes_are_those_of_the_pixels() -> None:
+    for sample in samples():
+        for turn in sample.turns:
+            if turn.tests == "clip/becomes" and turn.answer in COLOURS:
+                on = where(sample, turn.answer).any(axis=(1, 2))
+                assert on[-1] and not on[0]
+            if turn.tests == "clip/changes":
+                first, last = frames(sample)[[0, -1]]
+                assert (first == last).all() == (turn.answer == "nothing")
+    for sample, answer, (colour,) in asked("grows"):
+        first, last = where(sample, colour).sum(axis=(1, 2))[[0, -1]]
+        assert answer == ("grow" if last > 1.3 * first else "shrink" if last < 0.7 * first else "stay")
+    for sample, answer, named in asked("hits"):
+        spans = [
+            np.array([[np.flatnonzero(m.any(axis=a))[[0, -1]] for a in (1, 0)] for m in where(sample, c)])
+            for c in named
+        ]
+        one, two = spans  # (frames, axis, from and to)
+        gap = np.maximum(one[..., 0] - two[..., 1], two[..., 0] - one[..., 1]).max(axis=1).min()
+        assert (gap <= 5) == (answer == "yes"), (gap, answer)
+        assert gap <= 5 or gap >= 8, "neither a touch nor clearly none"
+
+
+def test_a_clip_is_a_function_of_its_generator() -> None:
+    for index, split in enumerate(("train", "seen", "heldout")):
+        one, two = (make(rng_of("same", index), split, 2) for _ in range(2))
+        assert (frames(one) == frames(two)).all()
+        assert one.turns == two.turns
+    assert make(rng_of("a"), "train", 1).turns != make(rng_of("b"), "train", 1).turns
+
+
+def test_splits_share_no_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    draw = world.clip._draw
+    monkeypatch.setattr(world.clip, "_draw", lambda rng, plan, level: (plans.append(plan), draw(rng, plan, level))[1])
+    keys = {
+        split: {
+            turn.composition for index in range(400) for turn in make(rng_of(split, index), split, 1 + index % 3).turns
+        }
+        for split in ("train", "seen", "heldout")
+    }
+    assert all(map(held_out, keys["heldout"])) and not any(map(held_out, keys["train"] | keys["seen"]))
+    assert not keys["heldout"] & (keys["train"] | keys["seen"])
+    # not asked about, only in sight: that too is kept from training
+    assert len(plans) == 1200
+    assert not any(held_out(key) for plan in plans[:800] for key in plan.visible())
+    pairs = {key for plan in plans[800:] for key in plan.visible() if key.count("|") == 1 and held_out(key)}
+    assert pairs == {f"{c}|{s}" for c in COLOURS for s in SHAPES if held_out(f"{c}|{s}")}
+
+
+def test_answers_are_even_and_few_words() -> None:
+    answers: dict[str, Counter[str]] = {}
+    for sample in samples():
+        assert 2 <= len(sample.turns) <= 5
+        for turn in sample.turns:
+            answers.setdefault(turn.tests, Counter())[turn.answer] += 1
+            assert turn.answer in turn.choices and len(set(turn.choices)) == len(turn.choices)
+            assert turn.question == turn.question.lower() and turn.question.isascii()
+            assert len(turn.question.split()) <= 11
+    assert set(answers) == {f"clip/{kind}" for kind in world.clip.PHRASES}, "every kind is asked"
+    for kind, counts in answers.items():
+        if set(counts) == {"yes", "no"}:
+            assert 0.38 <= counts["yes"] / counts.total() <= 0.62, (kind, counts)
+        elif len(counts) > 4:
+            assert counts.most_common(1)[0][1] / counts.total() <= 0.3, (kind, counts)
+
+
+def test_sizes_and_lengths_of_levels() -> None:
+    for sample in samples():
+        count, height, width, _ = frames(sample).shape
+        assert count in {1: (4, 8), 2: (8, 12), 3: (8, 12, 16)}[sample.level]
+        assert 56 <= min(height, width) and max(height, width) <= (112 if sample.level == 3 else 84)
+    with pytest.raises(ValueError, match="levels 1 to 3"):
+        make(rng_of("x"), "train", 4)
+
+
+def test_one_frame_repeated() -> None:
+    sample = samples()[1]
+    for which in (0, -1):
+        still = single_frame(sample, which)
+        assert frames(still).shape == frames(sample).shape
+        assert (frames(still) == frames(sample)[which]).all()
+        assert still.turns == sample.turns
+
+
+def test_the_place_in_one_frame_does_not_tell_the_direction() -> None:
+    """Guessing each clip's direction from the clip whose shape is nearest in that frame is no better than chance."""
+    clips = []
+    for index in range(3000):
+        sample = make(rng_of("place", index), "train", 1)
+        found = {turn.tests: turn for turn in sample.turns}
+        named = re.findall("|".join(COLOURS), " ".join(turn.question for turn in sample.turns))
+        if "clip/direction" in found and "clip/same" not in found and len(set(named)) == 1:
+            clips.append((where(sample, named[0]), found["clip/direction"].answer))
+    answers = np.array([answer for _, answer in clips])
+    assert len(answers) >= 300
+    for which in (0, 1, -1):
+        places = np.array([centre(mask[which]) for mask, _ in clips])
+        away = np.abs((places[:, None] - places[None] + 0.5) % 1 - 0.5).sum(axis=-1)
+        np.fill_diagonal(away, np.inf)
+        right = (answers[away.argmin(axis=1)] == answers).mean()
+        assert right <= 0.25 + 3 * np.sqrt(0.25 * 0.75 / len(answers)), (which, right)
