@@ -14,6 +14,7 @@ Source: DeepSeek-V2 (arXiv 2405.04434) section 2.1; numerics as in the released 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -39,6 +40,49 @@ class RMSNorm(nn.Module):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Sequences that attend in one call lie together, padded to the longest of them.
+
+    rows     |a a a|c c c|b b b b b|d d d d d|      the flat array's rows in the order of the blocks; None: its own
+                          ^ here b and d attend in one call; the shorter one repeats its last token
+
+    A repeated token adds no pair of query and key that was not there already. So neither results nor largest logits
+    need a mask beyond the causal one.
+    """
+
+    shapes: tuple[tuple[int, int], ...]  # sequences and tokens of each block
+    rows: Tensor | None  # int64 (padded tokens)
+    places: Tensor | None  # int64 (tokens): where each token's own row is in that order
+
+
+_STEP = 16  # sequences whose lengths round up to the same multiple share a block
+
+
+def _make_blocks(new: Sequence[int], past: Sequence[int], device: torch.device) -> Blocks:
+    if any(past):  # the cache holds sequences in this order: only equally long neighbours go in one call
+        return Blocks(tuple((len(list(run)), n) for (n, _), run in groupby(zip(new, past, strict=True))), None, None)
+    together: dict[int, list[int]] = {}
+    for sequence, count in enumerate(new):
+        together.setdefault(-(-count // _STEP), []).append(sequence)
+    lengths = torch.tensor(new)
+    starts = lengths.cumsum(0) - lengths
+    shapes, rows = [], []
+    places = torch.empty(int(lengths.sum()), dtype=torch.int64)
+    done = 0
+    for members in together.values():
+        longest = max(new[sequence] for sequence in members)
+        at = torch.arange(longest).minimum(lengths[members, None] - 1) + starts[members, None]  # (sequences, longest)
+        places[at.flatten().flip(0)] = torch.arange(done, done + at.numel()).flip(0)
+        shapes.append((len(members), longest))
+        rows.append(at.flatten())
+        done += at.numel()
+    order = torch.cat(rows)
+    if torch.equal(order, torch.arange(len(places))):
+        return Blocks(tuple(shapes), None, None)
+    return Blocks(tuple(shapes), order.to(device), places.to(device))
+
+
+@dataclass(frozen=True)
 class Layout:
     """Which rows of a flat (tokens, dim) array belong to which sequence, and where each token stands.
 
@@ -56,6 +100,10 @@ class Layout:
     @property
     def decoding(self) -> bool:
         return all(count == 1 for count in self.new) and any(self.past)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        return _make_blocks(self.new, self.past, self.cos.device)
 
 
 class Attention(nn.Module):
@@ -115,30 +163,33 @@ class Attention(nn.Module):
         layout: Layout,
         max_logits: list[Tensor] | None,
     ) -> Tensor:
-        """Ordinary causal attention, sequence by sequence; (tokens, heads, v)."""
-        config = self.config
+        """Ordinary causal attention inside each sequence; (tokens, heads, v)."""
+        config, blocks = self.config, layout.blocks
         q = torch.cat([q_nope, q_rope], dim=-1)
+        if blocks.rows is not None:
+            q, latents = q.index_select(0, blocks.rows), latents.index_select(0, blocks.rows)
+        sizes = [count * new for count, new in blocks.shapes]
         parts: list[Tensor] = []
         peaks: list[Tensor] = []
-        start = sequence = 0
-        for (new, past), run in groupby(zip(layout.new, layout.past, strict=True)):
-            count = sum(1 for _ in run)  # equally long neighbours go in one call
-            rows = slice(start, start + count * new)
+        sequence = 0
+        for (count, new), queries, known in zip(blocks.shapes, q.split(sizes), latents.split(sizes), strict=True):
+            past = layout.past[sequence]  # of all in the block
             if past:
                 assert cache is not None, "tokens have a past but there is no cache"
                 known = cache.layers[self.layer][sequence : sequence + count, : past + new]
             else:
-                known = latents[rows].unflatten(0, (count, new))  # (sequences, keys, latent + rope)
+                known = known.unflatten(0, (count, new))  # (sequences, keys, latent + rope)
             keys, values = self._expand(known)
-            queries = q[rows].unflatten(0, (count, new)).transpose(1, 2)  # (sequences, heads, new, nope + rope)
+            queries = queries.unflatten(0, (count, new)).transpose(1, 2)  # (sequences, heads, new, nope + rope)
             out = _causal_attention(queries, keys, values, config.softmax_scale, past)
             parts.append(out.transpose(1, 2).flatten(0, 1))  # (tokens, heads, v)
             if max_logits is not None:
                 peaks.append(_max_logits(queries.detach(), keys.detach(), config.softmax_scale, past))
-            start, sequence = start + count * new, sequence + count
+            sequence += count
         if max_logits is not None:
             max_logits.append(torch.stack(peaks).amax(0))
-        return torch.cat(parts)
+        out = torch.cat(parts)
+        return out if blocks.places is None else out.index_select(0, blocks.places)
 
     def _expand(self, known: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (sequences, keys, latent + rope) to keys (sequences, heads, keys, nope + rope) and values."""
@@ -186,12 +237,11 @@ def _max_logits(q: Tensor, k: Tensor, scale: float, past: int, rows: int = 512) 
     for start in range(0, q.shape[2], rows):
         part = q[:, :, start : start + rows]
         seen = past + start + part.shape[2]
-        logits = (part @ k[:, :, :seen].transpose(-1, -2)).float() * scale  # (sequences, heads, rows, keys)
-        visible = torch.arange(seen, device=q.device) <= torch.arange(
-            past + start, past + start + part.shape[2], device=q.device
-        ).unsqueeze(1)
-        peak = torch.maximum(peak, logits.masked_fill_(~visible, float("-inf")).amax((0, 2, 3)))
-    return peak
+        logits = part @ k[:, :, :seen].transpose(-1, -2)  # (sequences, heads, rows, keys)
+        hidden = torch.ones(part.shape[2], part.shape[2], dtype=torch.bool, device=q.device).triu_(1)
+        logits[..., past + start :].masked_fill_(hidden, float("-inf"))
+        peak = torch.maximum(peak, logits.amax((2, 3)).amax(0))
+    return peak * scale
 
 
 def make_layout(

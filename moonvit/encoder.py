@@ -8,7 +8,6 @@ MoonViT-SO-400M hold the same weights and run through the same code (an image is
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,16 +74,28 @@ class Block(nn.Module):
 def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Full attention inside each item and none across items; all (patches, heads, head_dim).
 
-    Every frame of a chunk sees every other. One call per run of equally long items: no mask, no padding.
+    Every frame of a chunk sees every other. One call for all items of a length: no mask, no padding.
     """
-    done, parts = 0, []
-    for length, run in groupby(lengths):
-        count = sum(1 for _ in run)
-        rows = slice(done, done := done + count * length)
-        # contiguous (items, heads, patches, head_dim): the fast layout on every backend
-        block = [t[rows].unflatten(0, (count, length)).transpose(1, 2).contiguous() for t in (q, k, v)]
-        parts.append(F.scaled_dot_product_attention(*block).transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)
+    if len(lengths) == 1:
+        return _attend(q, k, v, 1)
+    sizes = list(lengths)
+    by_length: dict[int, list[int]] = {}
+    for item, length in enumerate(sizes):
+        by_length.setdefault(length, []).append(item)
+    qs, ks, vs = q.split(sizes), k.split(sizes), v.split(sizes)
+    out: list[Tensor] = [q] * len(sizes)
+    for same in by_length.values():
+        together = [torch.cat([each[item] for item in same]) for each in (qs, ks, vs)]
+        block = _attend(together[0], together[1], together[2], len(same))
+        for item, part in zip(same, block.chunk(len(same)), strict=True):
+            out[item] = part
+    return torch.cat(out)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, items: int) -> Tensor:
+    # contiguous (items, heads, patches, head_dim): the fast layout on every backend
+    block = [t.unflatten(0, (items, -1)).transpose(1, 2).contiguous() for t in (q, k, v)]
+    return F.scaled_dot_product_attention(*block).transpose(1, 2).flatten(0, 1)
 
 
 class Encoder(nn.Module):
