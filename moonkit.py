@@ -14,6 +14,10 @@ VERBS = {
     "ask": ("fusion.generate", "ask a model about images, clips or nothing at all; streams the answer"),
     "sizes": ("fusion.sizes", "parameter counts, cache and memory of every preset or of a checkpoint folder"),
     "tokenizer": ("lm.bpe", "train a small tokenizer of the same kind on your own text"),
+    "data": ("train.show", "show what is trained on, token by token with the loss mask in colour"),
+    "pretrain": ("train.pretrain", "train a model from random weights by a recipe; continues after a kill"),
+    "sft": ("train.sft", "fine-tune a trained model by a recipe"),
+    "plot": ("train.plot", "draw the curves of one or more runs"),
     "bench": ("fusion.bench", "measure vision, prefill and decoding, beside transformers when it is installed"),
 }
 

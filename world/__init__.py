@@ -50,9 +50,7 @@ class _Makers(Mapping[str, Maker]):
         makers = _makers()
         if family not in makers:
             near = get_close_matches(str(family), makers, 3, 0.4)
-            raise ValueError(
-                f"no family {family!r} in the world; " + (f"near: {', '.join(near)}" if near else _known(makers))
-            )
+            raise ValueError(f"no family {family!r} in the world; known: {', '.join(near or makers)}")
         return makers[family]
 
     def __iter__(self) -> Iterator[str]:
@@ -68,16 +66,18 @@ class _Makers(Mapping[str, Maker]):
 MAKERS: Mapping[str, Maker] = _Makers()
 
 
-def _known(names: Mapping[str, object]) -> str:
-    return f"known: {', '.join(names)}"
-
-
 def families(module: str) -> dict[str, float]:
     """Families of one module and their shares of its documents. Raises ValueError for an unknown module."""
     if module not in _present():
         near = get_close_matches(str(module), _present(), 3, 0.4)
         raise ValueError(f"no module {module!r} in the world; known: {', '.join(near or _present())}")
     return dict(import_module(f"world.{module}").WEIGHTS)
+
+
+def group_of(family: str) -> str:
+    """Under which group the family's loss is reported. Raises ValueError for an unknown family."""
+    _ = MAKERS[family]
+    return next(MODULES[module] for module in _present() if family in import_module(f"world.{module}").MAKERS)
 
 
 def sample(family: str, index: int, split: Split = "train", seed: int = 0, level: int = 1) -> Sample:
@@ -88,4 +88,4 @@ def sample(family: str, index: int, split: Split = "train", seed: int = 0, level
     return replace(made, split=split, seed=seed, index=index, level=level)
 
 
-__all__ = ["MAKERS", "MODULES", "Maker", "Sample", "Split", "families", "sample"]
+__all__ = ["MAKERS", "MODULES", "Maker", "Sample", "Split", "families", "group_of", "sample"]
