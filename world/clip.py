@@ -433,31 +433,42 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
     return _Plan(height, width, frames, asks)
 
 
+def _walls(at: int, step: int, room: int, length: int) -> tuple[list[int], int] | None:
+    """Places from wall to wall and bounces seen; None where a step too small to see hides one."""
+    places, bounces = [at], 0
+    for _ in range(length - 1):
+        at += step
+        if not 0 <= at <= room:
+            at = -at if at < 0 else 2 * room - at
+            step = -step
+            bounces += 1
+        places.append(at)
+    moves = [b - a for a, b in pairwise(places)]
+    turned = sum((a > 0) != (b > 0) for a, b in pairwise(move for move in moves if abs(move) >= 3))
+    # where the ends are hidden, the way at first or last would be too
+    return (places, bounces) if turned == bounces and min(abs(moves[0]), abs(moves[-1])) >= 3 else None
+
+
 def _bounce(rng: random.Random, level: int) -> _Plan | None:
     length = rng.choice((8, 12))
     thing = _things(rng, 1)[0]
     want = rng.randint(1, 3)
-    positive = rng.random() < 0.5
-    for _ in range(200):
-        height, width = _sides(rng, level)
-        size = rng.randint(16, 24)
+    for _ in range(400):
+        height, width = _sides(rng, min(level, 2))  # three bounces need a near wall
+        size, step = rng.randint(16, 24), rng.randint(7, 16)
         down = rng.random() < 0.5
         room, wide = (height, width) if down else (width, height)
-        at, aside, step = rng.randint(0, room - size), rng.randint(0, wide - size), rng.randint(7, 16)
-        path, heading, bounces = [], 1 if positive else -1, 0
-        for _ in range(length):
-            path.append(_Dot(thing[1], thing[0], size, *((at, aside) if down else (aside, at))))
-            at += heading * step
-            if not 0 <= at <= room - size:
-                at = -at if at < 0 else 2 * (room - size) - at
-                heading = -heading
-                bounces += 1
-        # counted as it is seen: a bounce in the step after the last frame is none
-        turned = [_ahead(a, b) != _ahead(b, c) for a, b, c in zip(path, path[1:], path[2:], strict=False)]
-        if bounces == want == sum(turned):
+        at, aside = rng.randint(0, room - size), rng.randint(0, wide - size)
+        # the other way from the same place must bounce as often: then the first frame does not tell the way
+        runs = [_walls(at, way * step, room - size, length) for way in (1, -1)]
+        if all(run is not None and run[1] == want for run in runs):
             break
     else:
         return None
+    positive = rng.random() < 0.5
+    chosen = runs[0] if positive else runs[1]
+    assert chosen is not None, "both runs were just checked"
+    path = [_Dot(thing[1], thing[0], size, *((y, aside) if down else (aside, y))) for y in chosen[0]]
     ways = ("up", "down") if down else ("left", "right")
     about = (_pair(thing), f"{_pair(thing)}|bounces {want}")
     asks = [_Ask("bounces", str(want), ("1", "2", "3"), about, thing[0], _it(rng, thing, 1))]
@@ -622,10 +633,6 @@ def _line(
     y, x, size = rng.randrange(height), rng.randrange(width), rng.randint(14, 22)
     dy, dx = WAYS[way]
     return [_Dot(thing[1], thing[0], size, y + dy * step * t, x + dx * step * t) for t in range(length)]
-
-
-def _ahead(one: _Dot, two: _Dot) -> bool:
-    return two.y + two.x > one.y + one.x
 
 
 def _apart(a: _Dot, b: _Dot, height: int, width: int) -> bool:

@@ -3,17 +3,19 @@
 pytest tests/world/test_clip.py
 """
 
+import random
 import re
 from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 import world.clip
 from world.clip import COLOURS, DIAGONAL, SHAPES, STRAIGHT, make, single_frame
-from world.sample import Clip, Sample, held_out, rng_of
+from world.sample import Clip, Pixels, Sample, Split, held_out, rng_of
 
 WAYS = STRAIGHT | DIAGONAL
 
@@ -21,22 +23,22 @@ WAYS = STRAIGHT | DIAGONAL
 @lru_cache(maxsize=1)
 def samples() -> tuple[Sample, ...]:
     """Levels 1 to 3 of training; made once, read by most tests."""
-    return tuple(make(rng_of("test", index), "train", 1 + index % 3) for index in range(1800))
+    return tuple(make(rng_of("test", index), "train", 1 + index % 3) for index in range(1500))
 
 
-def frames(sample: Sample) -> np.ndarray:
+def frames(sample: Sample) -> Any:
     (clip,) = sample.media
     assert isinstance(clip, Clip)
     return clip.frames
 
 
-def where(sample: Sample, colour: str) -> np.ndarray:
+def where(sample: Sample, colour: str) -> Any:
     """Pixels of a colour: bool (frames, height, width)."""
     away = np.abs(frames(sample).astype(int) - np.array(COLOURS[colour])).max(axis=-1)
     return away <= 12
 
 
-def centre(mask: np.ndarray) -> np.ndarray:
+def centre(mask: Any) -> Any:
     """Centre (y, x) of a mask in a picture whose edges meet, in turns of the picture: 0..1."""
     out = []
     for axis in (1, 0):
@@ -46,10 +48,15 @@ def centre(mask: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
-def steps(mask: np.ndarray) -> np.ndarray:
+def steps(mask: Any) -> Any:
     """Pixels moved from frame to frame, the short way around: (frames - 1, 2)."""
     centres = np.array([centre(frame) for frame in mask])
     return ((np.diff(centres, axis=0) + 0.5) % 1 - 0.5) * np.array(mask.shape[1:])
+
+
+def span(mask: Any) -> list[Any]:
+    """First and last row, first and last column of a mask."""
+    return [np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0)]
 
 
 def asked(kind: str) -> list[tuple[Sample, str, list[str]]]:
@@ -102,9 +109,8 @@ def test_order_is_the_order_of_frames() -> None:
     for sample, answer, (one, two) in asked("earlier"):
         turn = next(turn for turn in sample.turns if turn.tests == "clip/earlier")
         on = {colour: where(sample, colour).any(axis=(1, 2)) for colour in (one, two)}
-        change = {
-            colour: int(np.argmin(v) if "vanishes" in turn.question else np.argmax(v)) for colour, v in on.items()
-        }
+        shown = "vanishes" not in turn.question
+        change = {colour: on[colour].tolist().index(shown) for colour in (one, two)}
         assert answer == min(change, key=change.__getitem__)
         assert change[one] != change[two]
         assert len(set(change.values()) & {0}) == 0, "the first frame must not tell"
@@ -123,18 +129,15 @@ def test_changes_touches_and_sizes_are_those_of_the_pixels() -> None:
         first, last = where(sample, colour).sum(axis=(1, 2))[[0, -1]]
         assert answer == ("grow" if last > 1.3 * first else "shrink" if last < 0.7 * first else "stay")
     for sample, answer, named in asked("hits"):
-        spans = [
-            np.array([[np.flatnonzero(m.any(axis=a))[[0, -1]] for a in (1, 0)] for m in where(sample, c)])
-            for c in named
-        ]
-        one, two = spans  # (frames, axis, from and to)
+        one, two = (np.array([span(mask) for mask in where(sample, colour)]) for colour in named)
         gap = np.maximum(one[..., 0] - two[..., 1], two[..., 0] - one[..., 1]).max(axis=1).min()
         assert (gap <= 5) == (answer == "yes"), (gap, answer)
         assert gap <= 5 or gap >= 8, "neither a touch nor clearly none"
 
 
 def test_a_clip_is_a_function_of_its_generator() -> None:
-    for index, split in enumerate(("train", "seen", "heldout")):
+    splits: tuple[Split, ...] = ("train", "seen", "heldout")
+    for index, split in enumerate(splits):
         one, two = (make(rng_of("same", index), split, 2) for _ in range(2))
         assert (frames(one) == frames(two)).all()
         assert one.turns == two.turns
@@ -142,15 +145,19 @@ def test_a_clip_is_a_function_of_its_generator() -> None:
 
 
 def test_splits_share_no_composition(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = []
+    plans: list[Any] = []
     draw = world.clip._draw
-    monkeypatch.setattr(world.clip, "_draw", lambda rng, plan, level: (plans.append(plan), draw(rng, plan, level))[1])
-    keys = {
-        split: {
-            turn.composition for index in range(400) for turn in make(rng_of(split, index), split, 1 + index % 3).turns
-        }
-        for split in ("train", "seen", "heldout")
-    }
+
+    def noted(rng: random.Random, plan: Any, level: int) -> Pixels:
+        plans.append(plan)
+        return draw(rng, plan, level)
+
+    monkeypatch.setattr(world.clip, "_draw", noted)
+    splits: tuple[Split, ...] = ("train", "seen", "heldout")
+    keys: dict[Split, set[str]] = {split: set() for split in splits}
+    for split in splits:
+        for index in range(400):
+            keys[split].update(turn.composition for turn in make(rng_of(split, index), split, 1 + index % 3).turns)
     assert all(map(held_out, keys["heldout"])) and not any(map(held_out, keys["train"] | keys["seen"]))
     assert not keys["heldout"] & (keys["train"] | keys["seen"])
     # not asked about, only in sight: that too is kept from training
@@ -181,7 +188,7 @@ def test_sizes_and_lengths_of_levels() -> None:
     for sample in samples():
         count, height, width, _ = frames(sample).shape
         assert count in {1: (4, 8), 2: (8, 12), 3: (8, 12, 16)}[sample.level]
-        assert 56 <= min(height, width) and max(height, width) <= (112 if sample.level == 3 else 84)
+        assert min(height, width) >= 56 and max(height, width) <= (112 if sample.level == 3 else 84)
     with pytest.raises(ValueError, match="levels 1 to 3"):
         make(rng_of("x"), "train", 4)
 
@@ -198,14 +205,14 @@ def test_one_frame_repeated() -> None:
 def test_the_place_in_one_frame_does_not_tell_the_direction() -> None:
     """Guessing each clip's direction from the clip whose shape is nearest in that frame is no better than chance."""
     clips = []
-    for index in range(3000):
+    for index in range(2000):
         sample = make(rng_of("place", index), "train", 1)
         found = {turn.tests: turn for turn in sample.turns}
         named = re.findall("|".join(COLOURS), " ".join(turn.question for turn in sample.turns))
         if "clip/direction" in found and "clip/same" not in found and len(set(named)) == 1:
             clips.append((where(sample, named[0]), found["clip/direction"].answer))
     answers = np.array([answer for _, answer in clips])
-    assert len(answers) >= 300
+    assert len(answers) >= 250
     for which in (0, 1, -1):
         places = np.array([centre(mask[which]) for mask, _ in clips])
         away = np.abs((places[:, None] - places[None] + 0.5) % 1 - 0.5).sum(axis=-1)
