@@ -194,27 +194,30 @@ class HubRows:
     """Rows of a hub data set in the order of a seeded, buffered shuffle. Streams; going back starts again."""
 
     def __init__(self, spec: str, seed: int) -> None:
+        """spec: owner/name or a folder, and #split where it is not train."""
         name, _, split = spec.partition("#")
         self.name, self.split, self.seed = name, split or "train", seed
         self.fingerprint = f"hf:{spec}"
-        self.rows: Iterator[Row] = iter(())
-        self.epoch, self.next = -1, 0
+        self.rows = self._stream(0)  # now: a name that does not exist is an error before the run
+        self.epoch = self.next = self.first = 0  # first: number of the epoch's first row
         self.recent: OrderedDict[int, Row] = OrderedDict()  # lanes of one worker ask in almost the same order
 
     def row(self, index: int) -> Row:
         if index in self.recent:
             return self.recent[index]
-        if index < self.next or self.epoch < 0:
-            self.epoch, self.next = 0, 0
-            self.rows = self._stream()
+        if index < self.next:
+            self.epoch = self.next = self.first = 0
+            self.rows = self._stream(0)
         while self.next <= index:
             try:
-                row = next(self.rows)
-            except StopIteration:
-                if self.next == 0:
-                    raise ValueError(f"hf:{self.name}: no rows in split {self.split}") from None
-                self.epoch += 1
-                self.rows = self._stream()
+                row = next(self.rows, None)
+            except (OSError, ValueError) as error:  # what comes after a break is not the next row: stop
+                raise RuntimeError(f"hf:{self.name}: the stream broke at row {self.next} ({error})") from error
+            if row is None:
+                if self.next == self.first:
+                    raise RuntimeError(f"hf:{self.name}: no rows in split {self.split}")
+                self.epoch, self.first = self.epoch + 1, self.next
+                self.rows = self._stream(self.epoch)
                 continue
             self.recent[self.next] = row
             self.next += 1
@@ -222,11 +225,11 @@ class HubRows:
                 self.recent.popitem(last=False)
         return self.recent[index]
 
-    def _stream(self) -> Iterator[Row]:
+    def _stream(self, epoch: int) -> Iterator[Row]:
         from datasets import load_dataset  # type: ignore[import-untyped]
 
         rows = load_dataset(self.name, split=self.split, streaming=True)
-        return iter(rows.shuffle(seed=self.seed + self.epoch, buffer_size=1000))
+        return iter(rows.shuffle(seed=self.seed + epoch, buffer_size=1000))
 
 
 def _shuffled(count: int, seed: int, index: int) -> int:

@@ -49,26 +49,27 @@ class Show:
     """How many documents; sources take turns."""
     level: int | None = None
     """Difficulty; left out, the recipe's, or 1."""
-    seed: int = 0
-    """Of the data; a run's own seed shows that run's documents."""
+    seed: int | None = None
+    """Of the data; left out, the recipe's, so that its own documents are shown, or 0."""
     model: Annotated[str, tyro.conf.arg(metavar="nano|tiny|FOLDER")] = "nano"
     """Whose tokenizer and picture sizes."""
     picture: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """Save what the model sees of the shown documents as one contact sheet."""
 
 
-def chosen_mixture(options: Show) -> Mixture:
-    """The sources that the options ask for. Raises ValueError when they contradict each other or name nothing known."""
+def chosen_mixture(options: Show) -> tuple[Mixture, int]:
+    """The sources that the options ask for, and the seed. Raises ValueError for options that contradict each other."""
     asked = [name for name in ("recipe", "family", "corpus") if getattr(options, name) is not None]
     if len(asked) > 1:
         raise ValueError(f"--{asked[0]} and --{asked[1]} exclude each other")
     if options.source is not None and options.recipe is None:
         raise ValueError("--source names a source of a recipe: give --recipe too")
-    level = options.level or 1
+    level, seed = options.level or 1, 0
     if options.recipe is not None:
         from train.pretrain import load_recipe
 
-        sources = load_recipe(options.recipe).mixture.sources
+        run = load_recipe(options.recipe)
+        sources, seed = run.mixture.sources, run.seed
         if options.source is not None:
             names = [source.name for source in sources]
             if options.source not in names:
@@ -86,7 +87,7 @@ def chosen_mixture(options: Show) -> Mixture:
         sources = tuple(
             Source(family, world.group_of(family), 1.0, {family: 1.0}, levels=(level, level)) for family in world.MAKERS
         )
-    return Mixture(sources, options.split)
+    return Mixture(sources, options.split), seed if options.seed is None else options.seed
 
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, KimiConfig]:
@@ -184,9 +185,9 @@ def show(options: Show, console: Console) -> None:
     """Print the documents, and save their pictures when asked."""
     if options.n < 1 or options.index < 0 or (options.level is not None and options.level < 1):
         raise ValueError(f"-n and --level are at least 1 and --index at least 0, got {options}")
-    mixture = chosen_mixture(options)
+    mixture, seed = chosen_mixture(options)
     tokenizer, config = tokenizer_and_config(options.model)
-    documents, encoder = Documents(mixture, options.seed), Encoder(tokenizer, config)
+    documents, encoder = Documents(mixture, seed), Encoder(tokenizer, config)
     pad = config.media_placeholder_token_id
     kept: list[tuple[str, Encoded]] = []
     shares = mixture.shares

@@ -516,6 +516,19 @@ def test_tables_give_every_row_once_an_epoch(tmp_path: Path) -> None:
     assert set(epochs[0]) == set(epochs[1]) == wanted and epochs[0] != epochs[1]
 
 
+def test_a_hub_data_set_streams_and_goes_back(tmp_path: Path) -> None:
+    """A folder stands for the hub: the same reader, without a network."""
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(30)))
+    corpus = open_corpus(f"hf:{tmp_path}", seed=1)
+    first = [corpus.row(i) for i in range(60)]
+    assert {str(row) for row in first[:30]} == {str({"text": f"row {i}"}) for i in range(30)}
+    assert first[:30] != first[30:] and sorted(map(str, first[30:])) == sorted(map(str, first[:30]))
+    again = open_corpus(f"hf:{tmp_path}", seed=1)
+    assert [again.row(i) for i in (40, 3, 59)] == [first[i] for i in (40, 3, 59)]
+    with pytest.raises((ValueError, OSError)):
+        open_corpus(f"hf:{tmp_path / 'nothing'}")
+
+
 def test_python_sources_are_split_by_file(kimi: Kimi) -> None:
     train, held = open_corpus("python"), open_corpus("python", split="heldout")
     assert not {str(train.row(i)) for i in range(300)} & {str(held.row(i)) for i in range(300)}

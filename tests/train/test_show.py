@@ -80,11 +80,12 @@ def test_sources_take_turns(tmp_path: Path) -> None:
         "from recipes.nano import run as nano\n"
         "from dataclasses import replace\n"
         "def run():\n"
-        "    return replace(nano(), mixture=Mixture(SOURCES))\n"
+        "    return replace(nano(), mixture=Mixture(SOURCES), seed=7)\n"
     )
     text = printed(recipe=recipe, n=3)
     heads = [text.index(head) for head in ("stars document 0", "moves document 0", "stars document 1")]
     assert heads == sorted(heads) and "75% of all tokens" in text and "25% of all tokens" in text
+    assert "seed 7)" in text and "seed 2)" in printed(recipe=recipe, seed=2)
     only = printed(recipe=recipe, source="moves", n=2, index=5, level=2)
     assert "moves document 5 (move, level 2" in only and "moves document 6" in only and "stars" not in only
     with pytest.raises(ValueError, match="no source 'movs'; known: moves"):
