@@ -1,6 +1,6 @@
 """Clips of 4 to 16 frames whose questions need more than one frame.
 
-    make(rng, split, level)   ->   Sample: one Clip of moving, blinking, changing shapes and 2 to 5 turns about it
+    make(rng, split, level)   ->   Sample: one Clip of moving, blinking, changing shapes and up to 5 turns
 
     travel    shapes cross the picture                direction, moves, speed, faster, mover, same
     turn      a shape turns, or not                   first_way, last_way, turns
@@ -19,7 +19,7 @@ Compositions, tried for every visible shape and every turn:
 
     red|star                        colour and shape, shared with pictures
     red|star|left                   a shape and what happens to it
-    clip/direction#2|left|red       phrasing, answer and a detail; phrasing and answer alone would, once held out,
+    clip/direction#2|left|red|star  phrasing, answer and a detail; phrasing and answer alone would, once held out,
                                     teach that this phrasing never has this answer, which text alone could learn
 """
 
@@ -165,7 +165,7 @@ class _Plan:
 
 
 def make(rng: random.Random, split: Split, level: int) -> Sample:
-    """One clip with 2 to 5 turns; level 1 has 4 or 8 frames, level 2 8 or 12, level 3 up to 16 and larger pictures."""
+    """One clip with 2 to 5 turns (held out: 1 to 5); level 1 has 4 or 8 frames, level 2 8 or 12, level 3 up to 16 and larger pictures."""
     if level not in (1, 2, 3):
         raise ValueError(f"clips have levels 1 to 3, got {level}")
     scenes = [name for name in SCENES if level > 1 or name not in ("turn", "bounce")]
@@ -297,7 +297,7 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
     for _ in things:
         way = rng.choice(list(STRAIGHT if level == 1 or rng.random() < 0.4 else DIAGONAL))
         # the first one's way again, or "same" would nearly always be no
-        ways.append(ways[0] if ways and rng.random() < 0.4 else way)
+        ways.append(ways[0] if ways and rng.random() < 0.36 else way)
         paces.append(rng.randint(*rng.choice((SLOW, SLOW, MIDDLE, FAST, FAST))))
     for _ in range(40):
         # only places and sizes are drawn again, so that ways and paces stay as even as they were drawn
@@ -318,14 +318,14 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
     for thing, way, pace in zip(things, ways, paces, strict=True):
         colour, shape = thing
         about = (_pair(thing), f"{_pair(thing)}|{way}")
-        asks.append(_Ask("direction", way, choices, about, colour, _it(rng, thing, count)))
+        asks.append(_Ask("direction", way, choices, about, _pair(thing), _it(rng, thing, count)))
         claim = way if rng.random() < 0.5 else rng.choice([other for other in choices if other != way])
         words = _it(rng, thing, count) | {"way": claim}
-        asks.append(_Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{colour}|{claim}", words))
+        asks.append(_Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{_pair(thing)}|{claim}", words))
         if pace <= SLOW[1] or pace >= FAST[0]:
             word = "slow" if pace <= SLOW[1] else "fast"
             about = (_pair(thing), f"{_pair(thing)}|is {word}")
-            asks.append(_Ask("speed", word, ("fast", "slow"), about, colour, _it(rng, thing, count)))
+            asks.append(_Ask("speed", word, ("fast", "slow"), about, _pair(thing), _it(rng, thing, count)))
         if count > 1 and ways.count(way) == 1:
             colours = tuple(colour for colour, _ in things)
             asks.append(_Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}))
@@ -356,7 +356,7 @@ def _turn(rng: random.Random, level: int) -> _Plan | None:
     asks = [_Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), _it(rng, thing, 1))]
     for kind, way in (("first_way", first), ("last_way", last)):
         about = (_pair(thing), f"{_pair(thing)}|{way}")
-        asks.append(_Ask(kind, way, tuple(STRAIGHT), about, thing[0], _it(rng, thing, 1)))
+        asks.append(_Ask(kind, way, tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
     return _Plan(height, width, _by_time([path]), asks)
 
 
@@ -418,7 +418,7 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
     for thing, blinks in zip(things, counts, strict=True):
         if blinks:
             about = (_pair(thing), f"{_pair(thing)}|blinks {blinks}")
-            asks.append(_Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, thing[0], _it(rng, thing, count)))
+            asks.append(_Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, _pair(thing), _it(rng, thing, count)))
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
         for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
@@ -471,10 +471,10 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     path = [_Dot(thing[1], thing[0], size, *((y, aside) if down else (aside, y))) for y in chosen[0]]
     ways = ("up", "down") if down else ("left", "right")
     about = (_pair(thing), f"{_pair(thing)}|bounces {want}")
-    asks = [_Ask("bounces", str(want), ("1", "2", "3"), about, thing[0], _it(rng, thing, 1))]
+    asks = [_Ask("bounces", str(want), ("1", "2", "3"), about, _pair(thing), _it(rng, thing, 1))]
     for kind, forward in (("first_way", positive), ("last_way", positive == (want % 2 == 0))):
         about = (_pair(thing), f"{_pair(thing)}|{ways[forward]}")
-        asks.append(_Ask(kind, ways[forward], tuple(STRAIGHT), about, thing[0], _it(rng, thing, 1)))
+        asks.append(_Ask(kind, ways[forward], tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
     return _Plan(height, width, _by_time([path]), asks)
 
 
@@ -500,7 +500,9 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
             now = round(size + (end - size) * t / (length - 1))
             path[t] = _Dot(shape, colour, now, y + (size - now) // 2, x + (size - now) // 2)
         about = (_pair(things[0]), f"{_pair(things[0])}|{word}")
-        asks.append(_Ask("grows", word, ("grow", "shrink", "stay"), about, colour, _it(rng, things[0], count)))
+        asks.append(
+            _Ask("grows", word, ("grow", "shrink", "stay"), about, _pair(things[0]), _it(rng, things[0], count))
+        )
     else:
         by = 0 if what == "colour" else 1
         most = min(3, length // 4) if what == "colour" else 1
