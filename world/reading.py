@@ -1,0 +1,158 @@
+"""Pictures with numbers and short words to read, in Pillow's own font, a free one that ships inside the library.
+
+    make(rng, split, level)   ->   Sample "reading": one to four texts, up to 4 turns
+
+    level 1   one or two texts, upright, at least 20 px high, plain ground
+    level 2   up to three, 16 px and more, turned by up to 8 degrees, noisy grounds
+    level 3   up to four, 14 px and more, up to 15 degrees
+
+A held-out text is a number or word whose letters were never read together in training: composition "text|347".
+"""
+
+import random
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image as PIL
+from PIL import ImageDraw, ImageFont
+
+from world.clip import COLOURS, _ground
+from world.sample import Image, Maker, Pixels, Sample, Split, Turn, belongs
+
+WORDS = (
+    "ant ape arm art bag bat bed bee big book box boy bus cake call cap car cat chair city cloud coat cold cook corn cow "
+    "cup dark desk dog door dress drum dry duck ear east egg end eye face farm fast fire fish five flag foot fork four "
+    "fox frog fruit game gate gift girl glass goat gold good grass hand hat head hill home horse house ice ink iron jam "
+    "key king kite lake lamp land leaf leg lemon light lion lock long man map milk moon mouse name nest night nine north "
+    "nose oil one open park pen phone pig plan plant plate pond queen rain read rice ring river road rock roof room root "
+    "rose safe salt sand school sea seed ship shoe shop sky sleep snow sock song south spoon star stone sun table tail "
+    "tea tent ten train tree truck two wall watch water west wheel wind wolf wood word yard zebra zoo"
+).split()
+
+PHRASES = {
+    "number": ("read the number.", "what number is this?", "which number is in the picture?"),
+    "word": ("read the word.", "what word is this?", "which word is in the picture?"),
+    "coloured": ("read the {colour} text.", "what is written in {colour}?", "what does the {colour} text say?"),
+    "top": ("read the top line.", "what is written at the top?", "what does the top line say?"),
+    "bottom": ("read the bottom line.", "what is written at the bottom?", "what does the bottom line say?"),
+    "all": ("read everything from top to bottom.", "read all lines.", "what do the lines say?"),
+}
+
+
+class Line(NamedTuple):
+    """One text, placed: `x`, `y` of the upper left corner of its mask."""
+
+    text: str
+    colour: str
+    mask: np.ndarray[Any, np.dtype[np.float32]]  # (height, width, 1), 0..1
+    x: int
+    y: int
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=4096)
+def _written(text: str, size: int, turned: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The text's coverage, cut to its ink: float32 (height, width, 1)."""
+    font = _font(size)
+    left, top, right, bottom = font.getbbox(text)
+    picture = PIL.new("L", (int(right - left) + 4, int(bottom - top) + 4))
+    ImageDraw.Draw(picture).text((2 - left, 2 - top), text, 255, font)
+    if turned:
+        picture = picture.rotate(turned, PIL.Resampling.BICUBIC, expand=True)
+    box = picture.getbbox()
+    assert box is not None, "a text has ink"
+    mask: np.ndarray[Any, np.dtype[np.float32]] = np.asarray(picture.crop(box), np.float32)[:, :, None] / 255
+    return mask
+
+
+def _text(rng: random.Random, split: Split) -> str:
+    while True:
+        if rng.random() < 0.55:
+            digits = rng.choices((1, 2, 3, 4), (1, 4, 4, 2))[0]
+            text = str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1))
+            if digits == 1 and split != "heldout":
+                return text  # ten digits are too few to hold one out
+        else:
+            text = rng.choice(WORDS)
+        if belongs(f"text|{text}", split) and (len(text) > 1 or split != "heldout"):
+            return text
+
+
+def _lines(rng: random.Random, split: Split, level: int) -> tuple[int, int, list[Line]] | None:
+    count = rng.randint(1, {1: 2, 2: 3, 3: 4}[level])
+    low, high = {1: (20, 28), 2: (16, 28), 3: (14, 30)}[level]
+    lean = {1: 0, 2: 8, 3: 15}[level]
+    colours = rng.sample([c for c in COLOURS if c != "yellow"], count)
+    masks = []
+    texts: list[str] = []
+    while len(texts) < count:
+        text = _text(rng, split)
+        if text not in texts:
+            texts.append(text)
+    for text in texts:
+        masks.append(_written(text, rng.randint(low, high), rng.randint(-lean, lean)))
+    gap = rng.randint(4, 10)
+    height = sum(m.shape[0] for m in masks) + gap * (count + 1)
+    width = max(m.shape[1] for m in masks) + 2 * gap
+    height, width = max(56, height + rng.randint(0, 14)), max(56, width + rng.randint(0, 28))
+    if max(height, width) > 196:
+        return None
+    spare = height - sum(m.shape[0] for m in masks) - gap * (count - 1)
+    y = rng.randint(2, max(2, spare - 2))
+    lines = []
+    for text, colour, mask in zip(texts, colours, masks, strict=True):
+        lines.append(Line(text, colour, mask, rng.randint(2, width - mask.shape[1] - 2), y))
+        y += mask.shape[0] + gap
+    if y - gap > height:
+        return None
+    return height, width, lines
+
+
+def _paint(rng: random.Random, height: int, width: int, lines: list[Line], level: int) -> Pixels:
+    pixels = _ground(rng, height, width, level).astype(np.float32)
+    dark = float(pixels.mean()) < 100
+    for line in lines:
+        rgb = np.array(COLOURS[line.colour], np.float32)
+        rgb = rgb * 0.75 if not dark else np.minimum(255, rgb + 40)  # contrast with the ground
+        rows, columns = line.mask.shape[:2]
+        under = pixels[line.y : line.y + rows, line.x : line.x + columns]
+        under[:] = under + (rgb - under) * line.mask
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def make(rng: random.Random, split: Split, level: int) -> Sample:
+    """One to four texts, and turns that read them."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"reading has levels 1 to 3, got {level}")
+    plan = None
+    while plan is None:
+        plan = _lines(rng, split, level)
+    height, width, lines = plan
+    questions: list[tuple[str, str, dict[str, str]]] = []
+    if len(lines) == 1:
+        kind = "number" if lines[0].text.isdigit() else "word"
+        questions.append((kind, lines[0].text, {}))
+    else:
+        numbers = [line for line in lines if line.text.isdigit()]
+        words = [line for line in lines if not line.text.isdigit()]
+        questions += [("number", numbers[0].text, {})] if len(numbers) == 1 else []
+        questions += [("word", words[0].text, {})] if len(words) == 1 else []
+        questions += [("top", lines[0].text, {}), ("bottom", lines[-1].text, {})]
+        pick = rng.choice(lines)
+        questions.append(("coloured", pick.text, {"colour": pick.colour}))
+        questions.append(("all", " ".join(line.text for line in lines), {}))
+    turns = []
+    for kind, answer, words_ in rng.sample(questions, min(4, len(questions))):
+        key = f"text|{answer.split()[0]}"
+        wording = rng.choice(PHRASES[kind])
+        turns.append(Turn(wording.format(**words_), answer, f"reading/{kind}", key))
+    return Sample("reading", tuple(turns), (Image(_paint(rng, height, width, lines, level)),), level=level, split=split)
+
+
+MAKERS: dict[str, Maker] = {"reading": make}
+WEIGHTS: dict[str, float] = {"reading": 1.0}
