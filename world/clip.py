@@ -165,7 +165,11 @@ class _Plan:
 
 
 def make(rng: random.Random, split: Split, level: int) -> Sample:
-    """One clip with 2 to 5 turns (held out: 1 to 5); level 1 has 4 or 8 frames, level 2 8 or 12, level 3 up to 16 and larger pictures."""
+    """One clip with 2 to 5 turns, held out 1 to 5.
+
+    Level 1 has 4 or 8 frames and four ways to move; level 2 has 8 or 12, diagonals, turns and bounces; level 3 has up
+    to 16 and larger pictures with more shapes.
+    """
     if level not in (1, 2, 3):
         raise ValueError(f"clips have levels 1 to 3, got {level}")
     scenes = [name for name in SCENES if level > 1 or name not in ("turn", "bounce")]

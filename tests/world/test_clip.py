@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import world.clip
-from world.clip import COLOURS, DIAGONAL, SHAPES, STRAIGHT, make, single_frame
+from world.clip import COLOURS, SHAPES, make, single_frame
 from world.sample import Clip, Pixels, Sample, Split, held_out, rng_of
 
-WAYS = STRAIGHT | DIAGONAL
+# (down, right) of each word, said again here: a test that read it from world.clip would not see the two swapped
+STRAIGHT = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+WAYS = STRAIGHT | {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "down right": (1, 1)}
 
 
 @lru_cache(maxsize=1)
