@@ -42,8 +42,8 @@ class PositionTable(nn.Module):
     def forward(self, grids: Sequence[Grid]) -> Tensor:
         """Rows to add to the embedded patches: (patches, dim), in the table's dtype."""
         dim = self.weight.shape[-1]
-        rows = []
-        for t, h, w in grids:
+        tables: dict[Grid, Tensor] = {}  # many items share a grid
+        for t, h, w in dict.fromkeys(grids):
             if t > self.max_frames:
                 raise ValueError(
                     f"a chunk has {t} frames but the tower knows at most {self.max_frames}; split the clip"
@@ -53,8 +53,8 @@ class PositionTable(nn.Module):
                 # rounded to the table's dtype before the sum, as the released code does when it runs in bfloat16
                 time = time_embedding(t, dim).to(table)
                 table = (table[None] + time[:, None]).flatten(0, 1)
-            rows.append(table)
-        return torch.cat(rows)
+            tables[t, h, w] = table
+        return torch.cat([tables[grid] for grid in grids])
 
     def _resized(self, h: int, w: int) -> Tensor:
         if (h, w) == self.weight.shape[:2]:
@@ -73,13 +73,13 @@ def rotation(grids: Sequence[Grid], head_dim: int, theta: float, device: torch.d
     """
     slots = head_dim // 2
     f = theta ** (-torch.arange(0, head_dim, 4, dtype=torch.float32, device=device)[: slots // 2] / head_dim)
-    angles = []
-    for t, h, w in grids:
+    angles: dict[Grid, Tensor] = {}
+    for t, h, w in dict.fromkeys(grids):
         columns = torch.arange(w, dtype=torch.float32, device=device)[:, None] * f  # (w, slots / 2)
         rows = torch.arange(h, dtype=torch.float32, device=device)[:, None] * f
         item = torch.stack([columns.expand(h, -1, -1), rows[:, None].expand(-1, w, -1)], dim=-1)
-        angles.append(item.flatten(2).flatten(0, 1).repeat(t, 1))  # (t * h * w, slots)
-    angle = torch.cat(angles)[:, None]
+        angles[t, h, w] = item.flatten(2).flatten(0, 1).repeat(t, 1)  # (t * h * w, slots)
+    angle = torch.cat([angles[grid] for grid in grids])[:, None]
     return angle.cos(), angle.sin()
 
 
