@@ -21,13 +21,14 @@ from world.clip import COLOURS, _ground
 from world.sample import Image, Maker, Pixels, Sample, Split, Turn, belongs
 
 WORDS = (
-    "ant ape arm art bag bat bed bee big book box boy bus cake call cap car cat chair city cloud coat cold cook corn cow "
-    "cup dark desk dog door dress drum dry duck ear east egg end eye face farm fast fire fish five flag foot fork four "
-    "fox frog fruit game gate gift girl glass goat gold good grass hand hat head hill home horse house ice ink iron jam "
-    "key king kite lake lamp land leaf leg lemon light lion lock long man map milk moon mouse name nest night nine north "
-    "nose oil one open park pen phone pig plan plant plate pond queen rain read rice ring river road rock roof room root "
-    "rose safe salt sand school sea seed ship shoe shop sky sleep snow sock song south spoon star stone sun table tail "
-    "tea tent ten train tree truck two wall watch water west wheel wind wolf wood word yard zebra zoo"
+    "ant ape arm art bag bat bed bee big book box boy bus cake call cap car cat chair city cloud coat cold cook "
+    "corn cow cup dark desk dog door dress drum dry duck ear east egg end eye face farm fast fire fish five flag "
+    "foot fork four fox frog fruit game gate gift girl glass goat gold good grass hand hat head hill home horse "
+    "house ice ink iron jam key king kite lake lamp land leaf leg lemon light lion lock long man map milk moon "
+    "mouse name nest night nine north nose oil one open park pen phone pig plan plant plate pond queen rain read "
+    "rice ring river road rock roof room root rose safe salt sand school sea seed ship shoe shop sky sleep snow "
+    "sock song south spoon star stone sun table tail tea tent ten train tree truck two wall watch water west "
+    "wheel wind wolf wood word yard zebra zoo"
 ).split()
 
 PHRASES = {
@@ -118,7 +119,7 @@ def _paint(rng: random.Random, height: int, width: int, lines: list[Line], level
     dark = float(pixels.mean()) < 100
     for line in lines:
         rgb = np.array(COLOURS[line.colour], np.float32)
-        rgb = rgb * 0.75 if not dark else np.minimum(255, rgb + 40)  # contrast with the ground
+        rgb = np.minimum(255, rgb + 40) if dark else rgb * (0.45 if pixels.mean() < 180 else 0.75)  # contrast
         rows, columns = line.mask.shape[:2]
         under = pixels[line.y : line.y + rows, line.x : line.x + columns]
         under[:] = under + (rgb - under) * line.mask
