@@ -489,7 +489,7 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
     things = _things(rng, count)
     what = rng.choice(("colour", "shape", "size", "size", "nothing"))
     (colour, shape), size = things[0], rng.randint(20, 24)
-    sizes = [size, *(rng.randint(14, 24) for _ in things[1:])]
+    sizes = [size, *(rng.randint(20, 24) for _ in things[1:])]
     # room for the largest it can become, whatever happens: the place must not tell
     places = _places(rng, [LARGE, *sizes[1:]], height, width)
     if places is None:
