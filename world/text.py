@@ -11,6 +11,7 @@ Held out: operands ("sum|347+586"), names and numbers of a problem, the task and
 import json
 import random
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -187,7 +188,7 @@ def make_logic(rng: random.Random, split: Split, level: int) -> Sample:
         kind = rng.choice(("order", "truth", "odd"))
         if kind == "order":
             people = rng.sample(NAMES, 3 if level == 1 else 4)
-            pairs = [f"{a} is taller than {b}." for a, b in zip(people, people[1:], strict=False)]
+            pairs = [f"{a} is taller than {b}." for a, b in pairwise(people)]
             rng.shuffle(pairs)
             top = rng.random() < 0.5
             question = f"{' '.join(pairs)} who is the {'tallest' if top else 'shortest'}?"
