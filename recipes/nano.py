@@ -1,0 +1,93 @@
+"""The model in the box: 11.6M parameters that see, count, read, add and write small programs.
+
+    moonkit pretrain recipes/nano.py --out runs/nano              joint pre-training, all sources from the first step
+    moonkit sft recipes/nano.py --model runs/nano/model ...       zero-vision SFT, text only
+
+The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four of 48
+experts, top 4, with one shared. Data is made as it is read (world/), nothing is downloaded, and whatever the world
+holds out by composition is never trained on.
+
+    python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from train.corpus import open_corpus
+from train.data import Mixture, Source
+from train.loop import BatchSize, Optimization, Run
+from train.schedule import wsd
+
+# Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last.
+MIXTURE = Mixture(
+    (
+        Source("scenes", "vision", 0.34, {"picture": 1.0}, levels=(1, 2)),
+        Source("captions", "vision", 0.12, {"caption": 0.8, "point": 0.2}, levels=(1, 2)),
+        Source("reading", "vision", 0.14, {"reading": 1.0}, levels=(1, 2)),
+        Source("clips", "clip", 0.18, {"clip": 1.0}, levels=(1, 2)),
+        Source("code", "code", 0.09, {"function": 0.7, "output": 0.15, "repair": 0.15}, levels=(1, 2)),
+        Source("sums", "text", 0.06, {"sum": 1.0}, levels=(1, 2)),
+        Source(
+            "text",
+            "text",
+            0.05,
+            {"word": 0.25, "sort": 0.15, "date": 0.1, "logic": 0.2, "follow": 0.1, "tool": 0.1, "proxy": 0.1},
+            levels=(1, 2),
+        ),
+        Source("library", "text", 0.02, corpus="python", window=1500),
+    )
+)
+
+TOKENS = 30e6
+
+
+def run() -> Run:
+    """Joint pre-training."""
+    return Run(
+        model="nano",
+        mixture=MIXTURE,
+        schedule=wsd(peak=5e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
+        batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
+        optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
+        seed=1,
+    )
+
+
+def texts(characters: int = 3_000_000) -> Iterator[str]:
+    """What the tokenizer is made from: the words of the training split, family by family, and library code."""
+    import world
+
+    families = [(family, source) for source in MIXTURE.sources for family in source.families]
+    for family, source in families:
+        left, index = characters * source.weight * source.families[family], 0
+        while left > 0:
+            sample = world.sample(family, index, "train", seed=2, level=1 + index % 3)
+            for turn in sample.turns:
+                text = "\n".join((turn.question, turn.thinking, turn.answer, *(str(step) for step in turn.steps)))
+                left -= len(text)
+                yield text
+            index += 1
+    library = open_corpus("python", seed=2)
+    for index in range(400):
+        yield str(library.row(index))
+    # role names stand alone in every turn, and must be one token each
+    yield from ("user assistant system tool tool_declare image video functions".split()) * 2000
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Train the tokenizer and write it."""
+    from fusion.config import nano
+    from lm.bpe import train_bpe
+    from lm.tokenizer import NUM_SPECIAL, Tokenizer
+
+    ranks = train_bpe(texts(), nano().text.vocab_size - NUM_SPECIAL, split_digits=True)
+    tokenizer = Tokenizer(ranks)
+    tokenizer.save(folder)
+    print(f"{folder}: {tokenizer!r}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["tokenizer"] or len(sys.argv) != 4 or sys.argv[2] != "--out":
+        sys.exit("usage: python -m recipes.nano tokenizer --out FOLDER")
+    make_tokenizer(Path(sys.argv[3]))
