@@ -25,6 +25,7 @@ from lm.cache import LatentCache
 from lm.config import TextConfig
 from lm.linear import Linear
 from lm.rope import rotate, rotation
+from lm.tiles import TiledAttention, fits
 
 
 class RMSNorm(nn.Module):
@@ -170,7 +171,7 @@ class Attention(nn.Module):
             q, latents = q.index_select(0, blocks.rows), latents.index_select(0, blocks.rows)
         sizes = [count * new for count, new in blocks.shapes]
         parts: list[Tensor] = []
-        peaks: list[Tensor] = []
+        peaks = []
         sequence = 0
         for (count, new), queries, known in zip(blocks.shapes, q.split(sizes), latents.split(sizes), strict=True):
             past = layout.past[sequence]  # of all in the block
@@ -181,10 +182,14 @@ class Attention(nn.Module):
                 known = known.unflatten(0, (count, new))  # (sequences, keys, latent + rope)
             keys, values = self._expand(known)
             queries = queries.unflatten(0, (count, new)).transpose(1, 2)  # (sequences, heads, new, nope + rope)
-            out = _causal_attention(queries, keys, values, config.softmax_scale, past)
+            if torch.is_grad_enabled() and not past and fits(queries):
+                out, peak = TiledAttention.apply(queries, keys, values, config.softmax_scale)
+            else:
+                out, peak = _causal_attention(queries, keys, values, config.softmax_scale, past), None
+                if max_logits is not None:
+                    peak = _max_logits(queries.detach(), keys.detach(), config.softmax_scale, past)
             parts.append(out.transpose(1, 2).flatten(0, 1))  # (tokens, heads, v)
-            if max_logits is not None:
-                peaks.append(_max_logits(queries.detach(), keys.detach(), config.softmax_scale, past))
+            peaks.append(peak)
             sequence += count
         if max_logits is not None:
             max_logits.append(torch.stack(peaks).amax(0))
