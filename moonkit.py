@@ -10,8 +10,10 @@ import sys
 from importlib import import_module
 
 VERBS = {
-    "tour": ("fusion.tour", "walk one photo and one clip through every stage, with shapes and timings (default)"),
+    "tour": ("evals.tour", "ask the model in the box about a fresh picture, clip, program and sum (default)"),
+    "stages": ("fusion.stages", "walk one photo and one clip through every stage, with shapes and timings"),
     "ask": ("fusion.generate", "ask a model about images, clips or nothing at all; streams the answer"),
+    "score": ("evals.world", "score a model on held-out questions, beside chance, majority and blindness"),
     "sizes": ("fusion.sizes", "parameter counts, cache and memory of every preset or of a checkpoint folder"),
     "tokenizer": ("lm.bpe", "train a small tokenizer of the same kind on your own text"),
     "data": ("train.show", "show what is trained on, token by token with the loss mask in colour"),

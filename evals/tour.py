@@ -68,8 +68,7 @@ def main() -> None:
         "How often it is right, family by family: moonkit score"
     )
     if arguments.stages:
-        from fusion.tour import Tour as Stages
-        from fusion.tour import walk
+        from fusion.stages import Stages, walk
 
         console.print()
         walk(Stages(model=arguments.model), console)

@@ -14,7 +14,7 @@ import pytest
 
 import moonkit
 from fusion import Kimi
-from fusion.tour import bundled
+from fusion.stages import bundled
 
 
 def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -80,7 +80,7 @@ def test_ask_a_checkpoint_folder(tmp_path: Path) -> None:
         (["sizes", "--model", "/gone"], "neither a preset"),
         (["tokenizer", "/gone", "--out", "x"], "no such file or folder: /gone"),
         (["tokenizer", __file__, "--out", "x", "--vocab-size", "9"], "at least 512"),
-        (["tour", "--image", "gone.jpg"], "no such image: gone.jpg"),
+        (["stages", "--image", "gone.jpg"], "no such image: gone.jpg"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(arguments: list[str], message: str) -> None:
@@ -106,8 +106,8 @@ def test_wrong_flags_are_explained(arguments: list[str]) -> None:
     assert out.returncode == 2 and "Traceback" not in out.stderr
 
 
-def test_tour_walks_every_stage(tmp_path: Path) -> None:
-    out = run("tour", "--picture", str(tmp_path / "tour.png"))
+def test_stages_walk_through_all(tmp_path: Path) -> None:
+    out = run("stages", "--model", "untrained:nano", "--picture", str(tmp_path / "tour.png"))
     assert out.returncode == 0, out.stderr
     for stage in ("moonvit/image.py", "moonvit/video.py", "moonvit/encoder.py", "fusion/projector.py", "lm/model.py"):
         assert stage in out.stdout

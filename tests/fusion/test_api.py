@@ -19,7 +19,7 @@ from PIL import Image
 from fusion import Kimi
 from fusion.generate import ReplyReader, Sampling, complete, sample, stop_ids
 from fusion.prompt import Prompt
-from fusion.tour import bundled
+from fusion.stages import bundled
 from moonvit.packing import PackedPatches
 
 PHOTO, CLIP = bundled("photo.jpg"), bundled("clip.mp4")

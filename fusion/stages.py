@@ -1,8 +1,8 @@
-"""moonkit tour: one photo, one clip and one question, through every stage of the model, in the order of the code.
+"""moonkit stages: one photo, one clip and one question, through every stage of the model, in the order of the code.
 
-    moonkit tour                            the bundled photo and clip, a small preset with random weights
-    moonkit tour --image my.jpg --model PATH
-    moonkit tour --picture tour.png         also draw what the model sees
+    moonkit stages                            the bundled photo and clip, and the model in the box
+    moonkit stages --image my.jpg --model PATH
+    moonkit stages --picture seen.png         also draw what the model sees
 
 Each line names the file where that step lives. Timings are of this run on this machine.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tour:
+class Stages:
     """Walk a photo and a clip through every stage of the model, with shapes, token counts and timings."""
 
     model: str = "untrained:nano"
@@ -46,7 +46,7 @@ def bundled(name: str) -> Path:
     return Path(str(files("fusion") / "assets" / name))
 
 
-class Stages:
+class Printer:
     """Prints one line per stage: where in the code, what came out, how long it took."""
 
     def __init__(self, console: "Console") -> None:
@@ -65,17 +65,17 @@ class Stages:
 
 def main() -> None:
     """The verb."""
-    arguments = tyro.cli(Tour, prog="moonkit tour")
+    arguments = tyro.cli(Stages, prog="moonkit stages")
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print("[bold]moonkit tour[/]: from a photo, a clip and a question to words\n")
+    console.print("[bold]moonkit stages[/]: from a photo, a clip and a question to words\n")
     walk(arguments, console)
 
 
-def walk(arguments: Tour, console: "Console") -> None:
+def walk(arguments: Stages, console: "Console") -> None:
     """Run every stage once and print it."""
-    stage = Stages(console)
+    stage = Printer(console)
     with stage("importing torch") as said:
         import torch
 
@@ -97,7 +97,7 @@ def walk(arguments: Tour, console: "Console") -> None:
             said.append("[yellow]untrained: random weights. Every stage runs; what it says means nothing.[/]")
     config, tokenizer = kimi.config, kimi.tokenizer
     if config.vision is None or tokenizer is None:
-        raise ValueError(f"the tour needs a model that sees and has a tokenizer; {arguments.model} is text-only")
+        raise ValueError(f"the walk needs a model that sees and has a tokenizer; {arguments.model} is text-only")
 
     console.print("\n[bold]1. Pixels become patches[/]")
     photo, clip = arguments.image or bundled("photo.jpg"), arguments.video or bundled("clip.mp4")
