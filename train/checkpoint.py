@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,9 @@ class Checkpoints:
                     like = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(tuple(shape))
                     tensors[key] = slots.setdefault(numbers[name], {})[part] = like.detach()
             tensors["generator"] = torch.get_rng_state()
-            load_tensors(tensors, storage_reader=reader, no_dist=not _distributed())
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
+                load_tensors(tensors, storage_reader=reader, no_dist=not _distributed())
         except (OSError, KeyError, json.JSONDecodeError, CheckpointException, EOFError, RuntimeError) as error:
             detail = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ValueError(
@@ -138,8 +141,9 @@ class Checkpoints:
         whole = trainer.optimizer.state_dict()
         trainer.optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
         trainer.optimizer.newton_schulz_calls = stored["newton_schulz_calls"]
-        for key, value in stored["progress"].items():
-            setattr(progress, key, value)
+        for field in dataclasses.fields(progress):
+            if field.name in stored["progress"]:
+                setattr(progress, field.name, stored["progress"][field.name])
         return stored["data"]
 
     def save(self, trainer: "Trainer", progress: "Progress", data: dict[str, Any]) -> None:
@@ -161,7 +165,9 @@ class Checkpoints:
             for part, value in trainer.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{part}"] = value
         tensors["generator"] = torch.get_rng_state()
-        save_tensors(tensors, storage_writer=FileSystemWriter(draft, sync_files=True), no_dist=not _distributed())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process")
+            save_tensors(tensors, storage_writer=FileSystemWriter(draft, sync_files=True), no_dist=not _distributed())
         if self.ranks.first:
             state = {
                 "progress": dataclasses.asdict(progress),

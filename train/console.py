@@ -245,7 +245,12 @@ class Console:
     def event(self, kind: str, step: int, report: "StepReport", packs: "list[Pack]") -> None:
         """Something about a step that a reader will want to look into, with the documents of this rank."""
         documents = [
-            {"lane": pack.lane, "documents": [f"{d.source}: {len(d)} tokens" for d in pack.documents]} for pack in packs
+            {
+                "lane": pack.lane,
+                "documents": [f"{d.source}: {len(d)} tokens" for d in pack.documents],
+                "next": pack.state["next"],  # of each source; the pack's own come shortly before
+            }
+            for pack in packs
         ]
         if self.speaks:
             self._write(

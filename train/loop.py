@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from fusion.checkpoint import bundled_tokenizer
 from fusion.config import PRESETS, KimiConfig
 from fusion.model import Kimi
+from lm.config import Yarn
 from lm.moe import sequence_balance_loss
 from lm.taps import Taps
 from lm.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ from train.console import Console, step_flops
 from train.data import Loader, Mixture, Pack, collate
 from train.loss import token_losses
 from train.memory import keep_memory
-from train.muon import Muon, parameter_groups
+from train.muon import Muon, newton_schulz_dtype, parameter_groups
 from train.parallel import Mode, Ranks
 from train.qk_clip import PeakLogits, clip_heads
 from train.router import RouterBalance
@@ -93,8 +94,8 @@ class Guard:
     """When a step is thrown away, and which losses are worth a look."""
 
     most_bad: int = 3  # steps in a row without a finite loss or gradient, after which the run stops
-    spike: float = 1.3  # a loss this many times the running median is written down with its documents
-    window: int = 64  # steps of that median
+    spike: float = 1.3  # a loss this many times the groups' running medians is written down with its documents
+    window: int = 64  # steps of those medians
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,15 @@ def make_model(run: Run) -> Kimi:
     return kimi.train()
 
 
-def takes_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster there: GPUs that have them, CPUs with instructions for them."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+def set_yarn(kimi: Kimi, yarn: Yarn) -> None:
+    """Extend the context: from the next forward on, positions are rotated as this YaRN says."""
+    longest = round(yarn.factor * yarn.original_max_position_embeddings)
+    text = replace(kimi.config.text, yarn=yarn, max_position_embeddings=longest)
+    kimi.config = replace(kimi.config, text=text)
+    kimi.language_model.config = text
+    for layer in kimi.language_model.model.layers:
+        attention: Any = layer.self_attn
+        attention.config = text
 
 
 # ---- one step --------------------------------------------------------------------------------------------------------
@@ -216,6 +221,7 @@ class StepReport:
 
     loss: float  # mean over the targets
     losses: dict[str, float]  # the same, per group
+    counts: dict[str, int]  # targets per group
     targets: int
     tokens: int
     patches: int
@@ -236,8 +242,8 @@ class Trainer:
 
     def __init__(self, kimi: Kimi, run: Run, ranks: Ranks) -> None:
         self.kimi, self.run, self.ranks = kimi.to(ranks.device), run, ranks
-        wants_bfloat16 = run.precision == "bfloat16" or (run.precision == "auto" and takes_bfloat16(ranks.device))
-        self.precision = torch.bfloat16 if wants_bfloat16 else torch.float32
+        named = {"auto": newton_schulz_dtype(ranks.device), "float32": torch.float32, "bfloat16": torch.bfloat16}
+        self.precision = named[run.precision]
         plan = run.optimization
         text = kimi.config.text
         self.alpha = text.aux_loss_alpha if plan.balance is None else plan.balance
@@ -247,6 +253,8 @@ class Trainer:
         self.sharded = ranks.mode == "fsdp" and ranks.world_size > 1
         if self.sharded:
             parallel.shard(self.objective, kimi, ranks)
+        else:
+            kimi.language_model.stack_experts()  # side by side in memory: all of a layer run in one product
         self.named = [(name, p) for name, p in kimi.named_parameters() if p.requires_grad]
         self.parameters = [parameter for _, parameter in self.named]
         groups = parameter_groups(self.named)
@@ -322,6 +330,7 @@ class Trainer:
         return StepReport(
             loss=loss,
             losses={n: s / c for n, s, c in zip(names, by_group, counted, strict=True) if c},
+            counts={n: int(c) for n, c in zip(names, counted, strict=True) if c},
             targets=int(targets),
             tokens=int(tokens),
             patches=int(patches),
@@ -380,7 +389,7 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     bad_in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)  # recent, for the median
+    recent: dict[str, list[float]] = field(default_factory=dict)  # losses of each group, for the medians
 
 
 class Clock:
@@ -433,8 +442,9 @@ class Clock:
 
     def advance(self, progress: Progress, tokens: float) -> float:
         """How far a step of so many tokens moves along the schedule. Before the first decision, little."""
-        moved = tokens * progress.stretch
-        return min(moved, self.schedule.tokens / 1000) if self.limit and not progress.decided else moved
+        left = self.schedule.tokens - progress.position
+        first = self.schedule.tokens / 1000 if self.limit and not progress.decided else left
+        return min(tokens * progress.stretch, first, left)
 
 
 @dataclass(frozen=True)
@@ -451,7 +461,7 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
     ranks = ranks or parallel.start(run.parallel)
     folder = Path(folder)
     keep_memory()
-    # CPU kernels that add rows of several threads in any order are not reproducible; no effect on speed was seen
+    # without it, CPU kernels let several threads add to the same rows in any order
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     checkpoints = Checkpoints(folder, run, ranks)
@@ -463,6 +473,8 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
     data_state = checkpoints.load(trainer, progress)
     clock = Clock(run, folder, ranks)
     stage, _ = run.schedule.at(progress.position)
+    if stage.yarn is not None:
+        set_yarn(kimi, stage.yarn)
     loader = Loader(
         run.mixture,
         tokenizer,
@@ -515,6 +527,8 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
             after, _ = run.schedule.at(progress.position)
             if after.sequence != stage.sequence:
                 loader.set_sequence(after.sequence)
+            if after.yarn is not None and after.yarn != stage.yarn:
+                set_yarn(kimi, after.yarn)
             if run.evaluate is not None and progress.step % run.evaluate_steps == 0:
                 console.evaluation(progress.step, _evaluate(run.evaluate, kimi, progress.step))
             number = parallel.any_rank(caught.number or 0, ranks.device)
@@ -549,9 +563,14 @@ def _watch(run: Run, progress: Progress, report: StepReport, packs: list[Pack], 
             )
         return
     progress.bad_in_a_row = 0
-    if len(progress.losses) >= 8 and report.loss > run.guard.spike * median(progress.losses):
-        console.event("spike", progress.step, report, packs)
-    progress.losses = [*progress.losses, report.loss][-run.guard.window :]
+    # what this step's mixture of groups would cost at their medians: steps of hard groups are no spikes
+    known = {name: median(losses) for name, losses in progress.recent.items() if len(losses) >= 8}
+    if report.counts.keys() <= known.keys():
+        expected = sum(count * known[name] for name, count in report.counts.items()) / report.targets
+        if report.loss > run.guard.spike * expected:
+            console.event("spike", progress.step, report, packs)
+    for name, loss in report.losses.items():
+        progress.recent[name] = [*progress.recent.get(name, []), loss][-run.guard.window :]
 
 
 def _evaluate(evaluate: Evaluate, kimi: Kimi, step: int) -> dict[str, float]:

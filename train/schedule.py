@@ -12,10 +12,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lm.config import Yarn
+
 
 @dataclass(frozen=True)
 class Stage:
-    """`tokens` long; from learning rate `start` to `end`. `sequence`: tokens of one training sequence."""
+    """`tokens` long; from learning rate `start` to `end`. `sequence`: tokens of one training sequence.
+
+    yarn: from this stage on, the model reads positions so (context extension); None leaves it as it is.
+    """
 
     name: str
     tokens: float
@@ -23,6 +28,7 @@ class Stage:
     end: float
     shape: Literal["constant", "linear", "cosine"] = "constant"
     sequence: int = 4096
+    yarn: Yarn | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.tokens < math.inf or not self.start >= 0 or not self.end >= 0 or self.sequence < 1:
