@@ -21,6 +21,7 @@ VERBS = {
     "sft": ("train.sft", "fine-tune a trained model by a recipe"),
     "plot": ("train.plot", "draw the curves of one or more runs"),
     "bench": ("fusion.bench", "measure vision, prefill and decoding, beside transformers when it is installed"),
+    "bench train": ("train.bench", "measure a training step, beside transformers when it is installed"),
 }
 
 HELP = """moonkit: images, video and text in, text out; the Kimi K2 to K2.7-Code system in one toolkit.
@@ -40,7 +41,9 @@ PATH is a folder with a released checkpoint (Kimi-K2.x, Kimi-VL, Moonlight) or a
 def main() -> None:
     """Entry point of the console script."""
     arguments = sys.argv[1:]
-    verb = arguments[0] if arguments else "tour"
+    verb, options = (arguments[0], arguments[1:]) if arguments else ("tour", [])
+    if " ".join(arguments[:2]) in VERBS:  # verbs of two words
+        verb, options = " ".join(arguments[:2]), arguments[2:]
     if verb in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         print(HELP.format(verbs="\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in VERBS.items())), end="")
@@ -57,7 +60,7 @@ def main() -> None:
         hint = f"did you mean {near[0]!r}?" if near else f"verbs: {', '.join(VERBS)}"
         print(f"moonkit: no verb {verb!r}; {hint} (moonkit --help)", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"moonkit {verb}", *arguments[1:]]
+    sys.argv = [f"moonkit {verb}", *options]
     try:
         import_module(VERBS[verb][0]).main()
     except (ValueError, OSError) as error:
