@@ -18,6 +18,7 @@ from train.corpus import open_corpus
 from train.data import Mixture, Source
 from train.loop import BatchSize, Optimization, Run
 from train.schedule import wsd
+from train.sft import short
 
 # Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last.
 MIXTURE = Mixture(
@@ -51,6 +52,36 @@ def run() -> Run:
         batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
         optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
         seed=1,
+    )
+
+
+ZERO_VISION = Mixture(
+    (
+        Source("image operations", "tool", 0.30, {"proxy": 0.7, "tool": 0.3}, levels=(1, 2)),
+        Source("code", "code", 0.35, {"function": 0.7, "output": 0.15, "repair": 0.15}, levels=(1, 2)),
+        Source("sums", "text", 0.20, {"sum": 1.0}, levels=(1, 2)),
+        Source(
+            "text",
+            "text",
+            0.15,
+            {"word": 0.3, "sort": 0.2, "date": 0.1, "logic": 0.25, "follow": 0.15},
+            levels=(1, 2),
+        ),
+    )
+)
+"""Text alone: what an image holds is found by python calls, no picture is seen (Kimi K2.5 report, section 2.2)."""
+
+
+def sft() -> Run:
+    """Zero-vision SFT of the pre-trained model: `--model` names it. The tower and the projector rest."""
+    return Run(
+        model="nano",
+        mixture=ZERO_VISION,
+        schedule=short(0.6e6, peak=3e-4, sequence=2048),
+        batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
+        optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=0.0),
+        frozen=("vision_tower.", "mm_projector."),
+        seed=2,
     )
 
 

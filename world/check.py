@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import Any
 
 from world.sample import Turn
+from world.svg import similar
 
 SECONDS, CPU_SECONDS, MEMORY, FILE = 5.0, 2, 512 * 2**20, 2**20  # wall, processor, address space, largest file
 OUTPUT = 200_000  # characters of a program's output that are read
@@ -279,10 +280,6 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _svg(turn: Turn, reply: str) -> bool:
-    try:
-        from world.svg import similar
-    except ImportError as error:
-        raise ValueError("drawings need world/svg.py") from error
     return similar(turn.answer, reply)
 
 

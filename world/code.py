@@ -3,6 +3,7 @@
     make_function   "write f(xs): the sum of the squares of the even numbers."  ->  def f(xs): ...   unit tests
     make_repair     the same with one mistake in it                             ->  the function     unit tests
     make_output     a program                                                    ->  what it prints
+    make_drawing    a picture of one to three flat shapes                        ->  an SVG that draws it
 
 Functions are compositions: numbers are kept (even, above 3, ...), changed (squared, doubled, ...) and gathered (sum,
 largest, ...); words, dictionaries, digits and recursion have sets of their own. Held out are compositions,
@@ -13,7 +14,9 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from world.sample import Check, Maker, Sample, Split, Turn, belongs
+from world.clip import COLOURS
+from world.sample import Check, Image, Maker, Sample, Split, Turn, belongs, held_out
+from world.svg import Shape, render, write
 
 
 class Part(NamedTuple):
@@ -288,5 +291,33 @@ def make_output(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("output", (turn,), level=level, split=split)
 
 
-MAKERS: dict[str, Maker] = {"function": make_function, "repair": make_repair, "output": make_output}
-WEIGHTS: dict[str, float] = {"function": 0.6, "repair": 0.2, "output": 0.2}
+def make_drawing(rng: random.Random, split: Split, level: int) -> Sample:
+    """A picture to be drawn again: shapes on a grid of ten by ten, written from top to bottom."""
+    count = rng.randint(1, min(level, 3))
+    shapes: list[Shape] = []
+    while len(shapes) < count:
+        kind, colour = rng.choice(("circle", "rect")), rng.choice(list(COLOURS))
+        if held_out(f"svg|{colour}|{kind}") != (split == "heldout"):
+            continue
+        size = rng.randint(1, 2) if kind == "circle" else rng.randint(2, 4)
+        low = size if kind == "circle" else 0
+        shape = Shape(kind, colour, rng.randint(low, 10 - size), rng.randint(low, 10 - size), size, size)
+        if all(shape.clear_of(other) for other in shapes):
+            shapes.append(shape)
+    shapes.sort(key=lambda s: (s.y, s.x))
+    text = write(shapes)
+    side = rng.choice((70, 84, 98))
+    pixels = render(shapes, side, COLOURS)
+    question = rng.choice(("draw this as svg.", "write the svg of this picture.", "svg code for the picture?"))
+    key = f"svg|{shapes[0].colour}|{shapes[0].kind}"
+    turn = Turn(question, text, "drawing", key, check=Check("svg"))
+    return Sample("drawing", (turn,), (Image(pixels),), level=level, split=split)
+
+
+MAKERS: dict[str, Maker] = {
+    "function": make_function,
+    "repair": make_repair,
+    "output": make_output,
+    "drawing": make_drawing,
+}
+WEIGHTS: dict[str, float] = {"function": 0.55, "repair": 0.2, "output": 0.15, "drawing": 0.1}
