@@ -25,7 +25,7 @@ class Quantize:
 
 
 def quantize(model: str, out: Path, overwrite: bool = False) -> tuple[int, int]:
-    """Write `model` into `out` with INT4 experts; (matrices packed, bytes on disk). Raises ValueError without experts."""
+    """Write `model` into `out`; (matrices packed, bytes on disk). Raises ValueError for a model without experts."""
     import torch
 
     from fusion.model import Kimi
