@@ -67,7 +67,8 @@ def _written(text: str, size: int, turned: int) -> np.ndarray[Any, np.dtype[np.f
         picture = picture.rotate(turned, PIL.Resampling.BICUBIC, expand=True)
     box = picture.getbbox()
     assert box is not None, "a text has ink"
-    mask: np.ndarray[Any, np.dtype[np.float32]] = np.asarray(picture.crop(box), np.float32)[:, :, None] / 255
+    ink = np.asarray(picture.crop(box), np.float32)
+    mask: np.ndarray[Any, np.dtype[np.float32]] = ink[:, :, None] / np.float32(255)
     return mask
 
 
