@@ -20,23 +20,41 @@ from train.loop import BatchSize, Optimization, Run
 from train.schedule import wsd
 from train.sft import short
 
+PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half the tokens for the same answers
+
 # Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last.
 MIXTURE = Mixture(
     (
-        Source("scenes", "vision", 0.34, {"picture": 1.0}, levels=(1, 2)),
-        Source("captions", "vision", 0.12, {"caption": 0.8, "point": 0.2}, levels=(1, 2)),
-        Source("reading", "vision", 0.14, {"reading": 1.0}, levels=(1, 2)),
-        Source("clips", "clip", 0.18, {"clip": 1.0}, levels=(1, 2)),
-        Source("code", "code", 0.09, {"function": 0.7, "output": 0.15, "repair": 0.15}, levels=(1, 2)),
-        Source("sums", "text", 0.06, {"sum": 1.0}, levels=(1, 2)),
+        Source("scenes", "vision", 0.26, {"picture": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source("captions", "vision", 0.18, {"caption": 0.85, "point": 0.15}, levels=(1, 2), plain=PLAIN),
+        Source("reading", "vision", 0.14, {"reading": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source(
+            "figures",
+            "vision",
+            0.06,
+            {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
+            levels=(1, 2),
+            plain=PLAIN,
+        ),
+        Source("clips", "clip", 0.16, {"clip": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source(
+            "code",
+            "code",
+            0.07,
+            {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1},
+            levels=(1, 2),
+            plain=PLAIN,
+        ),
+        Source("sums", "text", 0.07, {"sum": 1.0}, levels=(1, 2), plain=PLAIN),
         Source(
             "text",
             "text",
             0.05,
             {"word": 0.25, "sort": 0.15, "date": 0.1, "logic": 0.2, "follow": 0.1, "tool": 0.1, "proxy": 0.1},
             levels=(1, 2),
+            plain=PLAIN,
         ),
-        Source("library", "text", 0.02, corpus="python", window=1500),
+        Source("library", "text", 0.01, corpus="python", window=1500),
     )
 )
 

@@ -59,7 +59,9 @@ class Source:
 
     group: under which its loss is reported. weight: its share of all tokens, relative to the other sources. families:
     family -> share of the source's documents. levels: lowest and highest, drawn evenly. makers: makers of your own,
-    by family name; None means the world's. corpus: see train/corpus.py; window: bytes of one text document there.
+    by family name; None means the world's. plain: share of the samples written as plain text, question and answer on
+    lines of their own, instead of as a conversation: half the tokens. corpus: see train/corpus.py; window: bytes of one
+    text document there.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Source:
     families: Mapping[str, float] = field(default_factory=dict)
     levels: tuple[int, int] = (1, 1)
     makers: Mapping[str, Maker] | None = None
+    plain: float = 0.0
     corpus: str | None = None
     window: int = 3000
 
@@ -80,6 +83,8 @@ class Source:
             raise ValueError(f"source {self.name} needs either families or a corpus")
         if any(not share > 0 for share in self.families.values()):
             raise ValueError(f"source {self.name}: shares of families must be positive, got {dict(self.families)}")
+        if not 0 <= self.plain <= 1:
+            raise ValueError(f"source {self.name}: plain is a share between 0 and 1, got {self.plain}")
         if not 1 <= self.levels[0] <= self.levels[1]:
             raise ValueError(f"source {self.name}: levels are (lowest, highest) from 1, got {self.levels}")
 
@@ -136,6 +141,11 @@ class Documents:
         rng = rng_of("document", name, self.seed, index)
         family = rng.choices(list(source.families), list(source.families.values()))[0]
         return family, rng.randint(*source.levels)
+
+    def plain(self, name: str, index: int) -> bool:
+        """Whether document `index` is to be written as plain text."""
+        share = self.sources[name].plain
+        return share > 0 and rng_of("plain", name, self.seed, index).random() < share
 
     def get(self, name: str, index: int) -> Sample | Row:
         """Document `index` of a source. Raises Skip when the maker refuses or the row cannot be read."""
@@ -201,9 +211,14 @@ class Encoder:
         self.start, self.end = tokenizer.id("[BOS]"), tokenizer.id("[EOS]")
         self._remembered = lru_cache(maxsize=50_000)(self._ids)
 
-    def encode(self, document: Sample | Row, source: str = "", group: str = "") -> Encoded:
-        """A sample, a row {"messages": ...} or {"text": ...}, or a text. Raises Skip with the reason."""
+    def encode(self, document: Sample | Row, source: str = "", group: str = "", plain: bool = False) -> Encoded:
+        """A sample, a row {"messages": ...} or {"text": ...}, or a text. Raises Skip with the reason.
+
+        plain: a sample as a page of text (see `page`), unless it has tool rounds, which have no such form.
+        """
         if isinstance(document, Sample):
+            if plain and not any(turn.steps for turn in document.turns):
+                return self.page(document, source, group)
             return self.chat(document.messages(), document.tools, source, group)
         if isinstance(document, dict) and document.get("messages") is not None:
             return self.chat(document["messages"], document.get("tools") or (), source, group)
@@ -233,27 +248,60 @@ class Encoder:
         frames: list[NDArray[np.uint8]] = []
         speaking = learned = False  # inside an assistant's message; past its opening
         for piece in self._see(pieces, frames):
-            if isinstance(piece, Media):
-                cell = self.config.media.patch_size * self.config.media.merge_kernel_size
-                rows, columns = (side // cell for side in piece.source.shape[1:3])
-                new: Sequence[int] = [self.config.media_placeholder_token_id] * (rows * columns)
-                mask += [False] * len(new)
-            else:
-                short = isinstance(piece, Control) or len(piece) <= 200
-                new = self._remembered(piece) if short else self._ids(piece)
-                mask += [learned] * len(new)
-                if isinstance(piece, Control):
-                    if piece.name == "<|im_assistant|>":
-                        speaking = True
-                    elif piece.name == ("<think>" if self.thinks else "<|im_middle|>"):
-                        learned = speaking
-                    elif piece.name == "<|im_end|>":
-                        speaking = learned = False
+            new = self._tokens(piece)
             ids += new
+            mask += [learned and not isinstance(piece, Media)] * len(new)
+            if isinstance(piece, Control):
+                if piece.name == "<|im_assistant|>":
+                    speaking = True
+                elif piece.name == ("<think>" if self.thinks else "<|im_middle|>"):
+                    learned = speaking
+                elif piece.name == "<|im_end|>":
+                    speaking = learned = False
         if not any(mask):
             raise Skip("no target tokens", "no assistant's message in it, so there is nothing to learn")
         patches = sum(f.shape[0] * f.shape[1] * f.shape[2] for f in frames) // self.config.media.patch_size**2
         return Encoded(np.array(ids, np.int32), np.array(mask, bool), tuple(frames), patches, source, group)
+
+    def page(self, sample: Sample, source: str = "", group: str = "") -> Encoded:
+        """A sample as a page of text: its media, then question, newline, answer, newline, for each turn.
+
+        Pre-training reads such pages; half of a short turn's tokens are the conversation's markup. Answers are learned,
+        questions are not. A thought stands between <think> and </think>, as in a conversation.
+        """
+        frames: list[NDArray[np.uint8]] = []
+        ids, mask = [self.start], [False]
+
+        def add(pieces: Sequence[Piece], learned: bool) -> None:
+            for piece in self._see(pieces, frames):
+                new = self._tokens(piece)
+                ids.extend(new)
+                mask.extend([learned] * len(new))
+
+        image = (Control("<|media_begin|>"), "image", Control("<|media_content|>"))
+        for medium in sample.media:
+            if isinstance(medium, Clip):
+                add([Media("video", medium), "\n"], False)
+            else:
+                add([*image, Media("image", medium.pixels), Control("<|media_end|>"), "\n"], False)
+        for turn in sample.turns:
+            add([turn.question + "\n"], False)
+            if turn.thinking:
+                add([Control("<think>"), turn.thinking, Control("</think>")], True)
+            add([turn.answer + "\n"], True)
+        ids.append(self.end)
+        mask.append(True)
+        patches = sum(f.shape[0] * f.shape[1] * f.shape[2] for f in frames) // self.config.media.patch_size**2
+        return Encoded(np.array(ids, np.int32), np.array(mask, bool), tuple(frames), patches, source, group)
+
+    def _tokens(self, piece: Piece) -> Sequence[int]:
+        """Ids of a piece; of padded frames, a <|media_pad|> for every token that the tower will make of them."""
+        if isinstance(piece, Media):
+            cell = self.config.media.patch_size * self.config.media.merge_kernel_size
+            rows, columns = (side // cell for side in piece.source.shape[1:3])
+            return [self.config.media_placeholder_token_id] * (rows * columns)
+        short = isinstance(piece, Control) or len(piece) <= 200
+        return self._remembered(piece) if short else self._ids(piece)
 
     def _ids(self, piece: str | Control) -> tuple[int, ...]:
         return tuple(token for token in encode_pieces([piece], self.tokenizer) if not isinstance(token, Media))
@@ -404,7 +452,8 @@ class Lane:
     def _make(self, name: str, index: int) -> Encoded:
         self.at = name, index
         source = self.documents.sources[name]
-        return self.encoder.encode(self.documents.get(name, index), name, source.group)
+        plain = self.documents.plain(name, index)
+        return self.encoder.encode(self.documents.get(name, index), name, source.group, plain)
 
     def _draw(self) -> None:
         """Put one more document of the source that lags most among the waiting; count it when it is bad."""

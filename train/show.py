@@ -199,7 +199,7 @@ def show(options: Show, console: Console) -> None:
         console.rule(Text(f"{documents.describe(source.name, index)}: {source.group}{share}"), align="left")
         try:
             made = documents.get(source.name, index)
-            document = encoder.encode(made, source.name, source.group)
+            document = encoder.encode(made, source.name, source.group, documents.plain(source.name, index))
         except Skip as skip:
             console.print(Text(f"skipped, {skip.reason}: {skip}", "red"))
             continue

@@ -263,20 +263,19 @@ def test_a_pack_keeps_its_limits_and_no_target_crosses_documents(kimi: Kimi, tex
 
 
 def test_no_document_is_lost_or_seen_twice(kimi: Kimi, texts: Path) -> None:
-    """What a lane drew is what it placed and what waits, token for token."""
-    data = loader(kimi, three(texts), lanes=1)
-    seen: Counter[bytes] = Counter()
-    tokens = 0
-    for _ in range(12):
+    """What a lane drew is what it placed and what waits, token for token; no two lanes draw the same document."""
+    data = loader(kimi, three(texts), lanes=3)
+    pictures: Counter[bytes] = Counter()
+    tokens: Counter[str] = Counter()
+    for _ in range(8):
         for pack in data.next_step():
-            seen.update(d.ids.tobytes() + b"".join(f.tobytes() for f in d.frames) for d in pack.documents)
-            tokens += pack.tokens
-    lane = data.state()["per_lane"]["0"]
-    waiting = sum(length for *_, length in lane["waiting"])
-    assert tokens + waiting == sum(lane["tokens"].values())
-    assert tokens == lane["placed"]
-    pictures = {ids: count for ids, count in seen.items() if len(ids) > 3000}
-    assert pictures and set(pictures.values()) == {1}
+            tokens[str(pack.lane)] += pack.tokens
+            pictures.update(b"".join(f.tobytes() for f in d.frames) for d in pack.documents if d.frames)
+    for number, lane in data.state()["per_lane"].items():
+        waiting = sum(length for *_, length in lane["waiting"])
+        assert tokens[number] + waiting == sum(lane["tokens"].values())
+        assert tokens[number] == lane["placed"]
+    assert len(pictures) > 20 and set(pictures.values()) == {1}
 
 
 def test_token_shares_hold_to_one_document(kimi: Kimi, texts: Path) -> None:
@@ -581,3 +580,29 @@ def test_media_follow_the_order_of_their_pads(kimi: Kimi) -> None:
     pads = int((batch.ids == kimi.config.media_placeholder_token_id).sum())
     assert sum(batch.media.tokens) == pads == batch.vision_tokens
     assert len(batch.media.pixels) == sum(pack.patches for pack in packs)
+
+
+def test_a_page_holds_the_same_answers_in_fewer_tokens(kimi: Kimi) -> None:
+    tokenizer, config = kimi.tokenizer, kimi.config
+    assert tokenizer is not None
+    sample = make_picture(random.Random(4), "train", 1)
+    encoder = Encoder(tokenizer, config)
+    chat, page = encoder.encode(sample), encoder.encode(sample, plain=True)
+    pad = config.media_placeholder_token_id
+    assert (chat.ids == pad).sum() == (page.ids == pad).sum() > 0
+    assert all(np.array_equal(a, b) for a, b in zip(chat.frames, page.frames, strict=True))
+    assert len(page) < 0.75 * len(chat)
+    learned = tokenizer.decode(page.ids[page.loss_mask].tolist())
+    for turn in sample.turns:
+        assert turn.answer + "\n" in learned and turn.question not in learned
+    assert not page.loss_mask[page.ids == pad].any()
+
+
+def test_pages_and_conversations_come_in_the_share_asked_for() -> None:
+    from train.data import Documents
+
+    source = Source("fake", "vision", 1.0, {"picture": 1.0}, makers={"picture": make_picture}, plain=0.7)
+    documents = Documents(Mixture((source,)), seed=3)
+    assert 0.65 < sum(documents.plain("fake", i) for i in range(2000)) / 2000 < 0.75
+    with pytest.raises(ValueError, match="plain is a share"):
+        Source("fake", "vision", 1.0, {"picture": 1.0}, plain=1.5)
