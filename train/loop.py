@@ -33,6 +33,7 @@ from lm.config import Yarn
 from lm.moe import sequence_balance_loss
 from lm.taps import Taps
 from lm.tokenizer import Tokenizer
+from moonvit.packing import PackedPatches
 from train import parallel
 from train.batch import Batch
 from train.checkpoint import Checkpoints
@@ -205,13 +206,18 @@ def set_yarn(kimi: Kimi, yarn: Yarn) -> None:
 class Objective(nn.Module):
     """The model and its loss in one forward, so that sharded weights are whole wherever they are read."""
 
-    def __init__(self, kimi: Kimi, chunk: int = 1024) -> None:
+    def __init__(self, kimi: Kimi, always_sees: bool = False, chunk: int = 1024) -> None:
+        """always_sees: run the tower without pictures too, on an empty one that counts for nothing."""
         super().__init__()
-        self.kimi, self.chunk = kimi, chunk
+        self.kimi, self.always_sees, self.chunk = kimi, always_sees, chunk
 
     def forward(self, batch: Batch, taps: Taps) -> Tensor:
         """float32 loss of each token, (tokens); 0 where there is no target."""
         hidden = self.kimi(batch.ids, batch.media, batch.lengths, taps=taps)
+        if self.always_sees and batch.media is None and self.kimi.config.vision is not None:
+            size = self.kimi.config.vision.patch_size
+            empty = PackedPatches(torch.zeros(4, 3, size, size, device=batch.ids.device), torch.tensor([[1, 2, 2]]))
+            hidden = hidden + 0 * self.kimi.see(empty).sum().to(hidden.dtype)
         return token_losses(hidden, self.kimi.language_model.lm_head.weight, batch.targets, self.chunk)
 
 
@@ -247,10 +253,11 @@ class Trainer:
         plan = run.optimization
         text = kimi.config.text
         self.alpha = text.aux_loss_alpha if plan.balance is None else plan.balance
-        self.objective = Objective(kimi)
+        self.sharded = ranks.mode == "fsdp" and ranks.world_size > 1
+        # ranks gather the tower's slices together, so all of them run it or none
+        self.objective = Objective(kimi, always_sees=self.sharded)
         if run.recompute:
             recompute_layers(kimi)
-        self.sharded = ranks.mode == "fsdp" and ranks.world_size > 1
         if self.sharded:
             parallel.shard(self.objective, kimi, ranks)
         else:

@@ -211,7 +211,7 @@ class ShardedMuon(Muon):
             whole = direction.full_tensor() if hasattr(direction, "full_tensor") else direction
             rows = whole.flatten(1)
             scale = 0.2 * max(rows.shape) ** 0.5
-            update = orthogonalize(rows[None], group["steps"])[0].reshape(whole.shape).to(parameter.dtype)
+            update = orthogonalize(rows[None], group["steps"], self.dtype)[0].reshape(whole.shape).to(parameter.dtype)
             self.newton_schulz_calls += 1
             mesh, placements = getattr(parameter, "device_mesh", None), getattr(parameter, "placements", None)
             if mesh is not None:

@@ -65,6 +65,7 @@ def draw(runs: Sequence[Path], out: Path, smooth: int = 25) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
 
     logs = {folder: read_steps(folder) for folder in runs}
     groups = list(dict.fromkeys(name for log in logs.values() for record in log for name in record["losses"]))
@@ -98,8 +99,11 @@ def draw(runs: Sequence[Path], out: Path, smooth: int = 25) -> None:
         axis.set_xlabel("tokens")
         axis.grid(alpha=0.25)
         axis.margins(x=0.01)
-        if panel in ("gradient norm",) and axis.has_data():
+        if panel.startswith(("loss", "gradient")) and axis.has_data():
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(ScalarFormatter())
+            axis.tick_params(axis="y", which="minor", labelsize=7)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()

@@ -1,0 +1,194 @@
+"""A run that is killed and started again continues bitwise as if it had never stopped.
+
+pytest tests/train/test_resume.py                 three random moments
+pytest tests/train/test_resume.py -m slow         twenty more
+"""
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.train.tiny_run import children, tiny_run, train_in
+from train import checkpoint
+from train.loop import Clock, Optimization, Progress, Saving, train
+from train.parallel import Ranks
+
+MINUTES = Saving(steps=2, log_seconds=1e9)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost such a small model more than they bring; the loop also sets a mode that other tests do not want."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = children().Process(target=train_in, args=(folder, {}, {"saving": MINUTES}))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return folder
+
+
+def same(one: Path, other: Path) -> None:
+    """Weights and every logged loss are equal, bit for bit."""
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    losses = [[(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in steps_of(f)] for f in (one, other)]
+    assert losses[0] == losses[1]
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if "event" not in record]
+
+
+def killed_at(folder: Path, moment: float) -> None:
+    """Start the run, kill -9 after `moment` seconds (or let it end), start it again."""
+    context = children()
+    process = context.Process(target=train_in, args=(folder, {}, {"saving": MINUTES}))
+    process.start()
+    process.join(moment)
+    process.kill()
+    process.join()
+    process = context.Process(target=train_in, args=(folder, {}, {"saving": MINUTES}))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"killed after {moment:.3f} s, the run did not start again"
+
+
+def length_of(folder: Path) -> float:
+    """Seconds that a whole run takes here, with its start."""
+    began = time.monotonic()
+    process = children().Process(target=train_in, args=(folder, {}, {"saving": MINUTES}))
+    process.start()
+    process.join()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_at_random_moments(uninterrupted: Path, tmp_path: Path, moments: int) -> None:
+    whole = length_of(tmp_path / "measured")
+    draw = random.Random(moments)
+    for number in range(moments):
+        folder = tmp_path / str(number)
+        killed_at(folder, draw.uniform(0.05, 1.0) * whole)
+        same(uninterrupted, folder)
+        shutil.rmtree(folder)
+
+
+# the calls of a save, in order; a kill just before or just after any of them must not cost more than that save
+def _die_in_a_save(folder: Path, name: str, call: int) -> None:
+    """Body of a child process: it ends, without a word, in the call-th call of a function while it saves."""
+    module: Any = {"replace": os, "fsync": os, "rmtree": shutil}[name]
+    real: Callable[..., Any] = getattr(module, name)
+    calls = 0
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if name == "rmtree" and Path(arguments[0]).is_dir():  # half of the folder is gone
+                for file in sorted(Path(arguments[0]).iterdir())[:1]:
+                    file.unlink()
+            os._exit(9)
+        return real(*arguments, **options)
+
+    setattr(module, name, dying)
+    train_in(folder, {}, {"saving": MINUTES})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("replace", 2), ("replace", 4), ("replace", 9), ("fsync", 3), ("fsync", 10), ("rmtree", 4)]
+)
+def test_a_kill_while_saving_leaves_the_last_good_one(
+    uninterrupted: Path, tmp_path: Path, name: str, call: int
+) -> None:
+    context = children()
+    process = context.Process(target=_die_in_a_save, args=(tmp_path / "run", name, call))
+    process.start()
+    process.join()
+    assert process.exitcode == 9, "the run never came to that call: the test tests nothing"
+    process = context.Process(target=train_in, args=(tmp_path / "run", {}, {"saving": MINUTES}))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    same(uninterrupted, tmp_path / "run")
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert [name for name in left if name.startswith(".")] == []
+    assert len([name for name in left if name.startswith("step-")]) == 2
+
+
+def test_another_config_is_refused_by_the_fields_that_differ(tmp_path: Path) -> None:
+    train(tiny_run(), tmp_path / "run", stop_at=1)
+    with pytest.raises(ValueError, match=r"optimization.tau was 0.5, is 7.0.*--out"):
+        train(tiny_run(optimization=Optimization(tau=7.0)), tmp_path / "run", stop_at=2)
+    with pytest.raises(ValueError, match=r"schedule.stages\[0\].tokens was 256.0, is 300.0"):
+        train(tiny_run(tokens=3000), tmp_path / "run", stop_at=2)
+    # how often it is saved is no part of what it computes
+    assert train(tiny_run(saving=Saving(steps=1)), tmp_path / "run", stop_at=2).step == 2
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(tiny_run(), tmp_path / "run", stop_at=2)
+    for file in (tmp_path / "run" / "step-000002").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step-000002 cannot be read.*move it away"):
+        train(tiny_run(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "step-000002")
+    assert checkpoint.Checkpoints(tmp_path / "run", tiny_run(), Ranks()).latest() is None
+
+
+def drive(clock: Clock, progress: Progress, until: float, speed: Callable[[float], float]) -> list[float]:
+    """Steps of 1,000 tokens at a speed (tokens/s) that depends on the time; positions after each."""
+    positions = []
+    while progress.position < clock.schedule.tokens * (1 - 1e-9) and progress.seconds < until:
+        moved = clock.advance(progress, 1000)
+        progress.step += 1
+        progress.tokens += 1000
+        progress.position += moved
+        progress.seconds += 1000 / speed(progress.seconds)
+        clock.decide(progress)
+        positions.append(progress.position)
+    return positions
+
+
+@pytest.mark.parametrize("speed", [lambda t: 2000.0, lambda t: 2000.0 if t < 300 else 700.0, lambda t: 300 + 5 * t])
+def test_a_schedule_in_minutes_ends_with_the_clock(tmp_path: Path, speed: Callable[[float], float]) -> None:
+    run = tiny_run(tokens=50_000, minutes=10.0)
+    progress = Progress()
+    positions = drive(Clock(run, tmp_path, Ranks()), progress, 2000, speed)
+    assert progress.position == pytest.approx(run.schedule.tokens)
+    assert progress.seconds == pytest.approx(600, rel=0.02)
+    assert all(a <= b for a, b in pairwise(positions))
+
+
+def test_decisions_of_the_clock_are_replayed(tmp_path: Path) -> None:
+    """Killed after its decisions, a run takes the same ones again, though everything is slower then."""
+    run = tiny_run(tokens=50_000, minutes=10.0)
+    straight = Progress()
+    positions = drive(Clock(run, tmp_path, Ranks()), straight, 400, lambda t: 2000.0)
+    with (tmp_path / "clock.jsonl").open("a") as file:
+        file.write('{"step": 9')  # a line cut short by the kill
+    again = Progress()
+    replayed = drive(Clock(run, tmp_path, Ranks()), again, 1600, lambda t: 500.0)
+    decided = [json.loads(line)["step"] for line in (tmp_path / "clock.jsonl").read_text().splitlines()]
+    shared = max(step for step in decided if step <= straight.step)
+    assert shared > 100 and replayed[:shared] == positions[:shared]
