@@ -1,24 +1,29 @@
 """Text with exact answers: sums with worked thinking, word problems, sorting, dates, logic, instructions, tools.
 
     make_sum("347+586=?")   thinking  7+6+0=13 3 c1. 4+8+1=13 3 c1. 3+5+1=9 9 c0.   answer  933
-    make_tool               a call of calculator or python in OpenAI-style messages, its result, the answer
+    make_tool               a call of calculator, python or crop in OpenAI-style messages, its result, the answer
     make_proxy              questions about an image that is never shown: python counts and measures its pixels
 
 Sums are worked from the right with explicit carries, so that every step needs three digits and no look-ahead.
 Held out: operands ("sum|347+586"), names and numbers of a problem, the task and its words.
+
+Levels 1 and 2 are what the shipped weights were trained on; what asks for more (three operands, longer instructions,
+a choice of tools, an image cropped and then measured) is level 3.
 """
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from world.clip import COLOURS
 from world.reading import WORDS
-from world.sample import Check, Maker, Sample, Split, Turn, belongs
+from world.sample import Check, Maker, Pixels, Sample, Split, Turn, belongs, held_out
 
 NAMES = ("ann", "bob", "eve", "tom", "sam", "mia", "leo", "zoe", "max", "amy")
 THINGS = ("apples", "books", "coins", "eggs", "pens", "cards", "keys", "cups")
@@ -80,8 +85,25 @@ SUMS = {
 }
 
 
+THREE = ("{a}+{b}+{c}=?", "what is {a} plus {b} plus {c}?", "add {a}, {b} and {c}.")
+
+
+def _three(rng: random.Random, split: Split) -> Sample:
+    """Three operands: the first two are added, then the third. In training their first step is not held out either."""
+    while True:
+        a, b, c = (rng.randint(0, 10 ** rng.randint(1, 4) - 1) for _ in range(3))
+        key = f"sum|{a}+{b}+{c}"
+        if belongs(key, split) and (split == "heldout" or not held_out(f"sum|{a}+{b}")):
+            break
+    thinking = f"{worked_addition(a, b)} {a + b}. {worked_addition(a + b, c)}"
+    question = rng.choice(THREE).format(a=a, b=b, c=c)
+    return _one("sum", Turn(question, str(a + b + c), "sum/three", key, thinking, Check("number", {})), split, 3)
+
+
 def make_sum(rng: random.Random, split: Split, level: int) -> Sample:
-    """One sum. Level 1: two digits, 2: three, 3: four; products with one digit."""
+    """One sum. Level 1: two digits, 2: three, 3: four, or three operands; products with one digit."""
+    if level > 2 and rng.random() < 0.3:
+        return _three(rng, split)
     most = 10 ** {1: 2, 2: 3}.get(level, 4) - 1
     while True:
         sign = rng.choice("++--*")
@@ -118,8 +140,44 @@ WORD = (
 )
 
 
+TWO = (
+    ("{n} has {a} {t}, gets {b} more and loses {c}. how many {t} are left?", "a+b", "-c"),
+    ("{n} has {a} {t} and {m} has {b} more than {n}. how many {t} together?", "a+b", "+a"),
+    ("{n} buys {a} boxes of {b} {t} and loses {c}. how many {t} are left?", "a*b", "-c"),
+    ("{n} has {a} {t} and gives {b} to {m}. {m} had {c}. how many {t} has {m} now?", "b+c", ""),
+    ("{a} bags hold {b} {t} each and {c} {t} lie beside them. how many {t} in all?", "a*b", "+c"),
+)
+
+
+def _two_steps(rng: random.Random, split: Split) -> Sample:
+    """Two steps, the second with the first one's result; in one kind of problem a number is there to be left alone."""
+    while True:
+        text, first, second = rng.choice(TWO)
+        n, m = rng.sample(NAMES, 2)
+        t = rng.choice(THINGS)
+        low, high = (2, 9) if "*" in first else (1, 20)
+        numbers = {"a": rng.randint(low, high), "b": rng.randint(low, high), "c": rng.randint(1, 9)}
+        left, right = numbers[first[0]], numbers[first[2]]
+        value = left * right if "*" in first else left + right
+        if (second == "-c" and numbers["c"] > value) or (not second and numbers["b"] > numbers["a"]):
+            continue
+        key = f"word|{left}{first[1]}{right}{second}|{t}"
+        if belongs(key, split):
+            break
+    thinking = f"{left}{first[1]}{right}={value}."
+    if second:
+        by = numbers[second[1]]
+        total = value + by if second[0] == "+" else value - by
+        thinking, value = f"{thinking} {value}{second[0]}{by}={total}.", total
+    question = text.format(n=n, m=m, t=t, **numbers)
+    kind = "two" if second else "spare"
+    return _one("word", Turn(question, str(value), f"word/{kind}", key, thinking), split, 3)
+
+
 def make_word(rng: random.Random, split: Split, level: int) -> Sample:
-    """One step at level 1; at levels 2 and 3 a second one follows."""
+    """One step at level 1; at levels 2 and 3 a second one may follow, at level 3 in more kinds of problems."""
+    if level > 2 and rng.random() < 0.5:
+        return _two_steps(rng, split)
     while True:
         text, sign = rng.choice(WORD)
         n, m = rng.sample(NAMES, 2)
@@ -165,8 +223,33 @@ def make_sort(rng: random.Random, split: Split, level: int) -> Sample:
     return _one("sort", Turn(question, " ".join(right), f"sort/{kind}", key), split, level)
 
 
+BETWEEN = ("how many {w}s from {x} to the next {y}?", "it is {x}. in how many {w}s is it {y}?")
+LATER = ("it is {x}. what {w} is it in {s} {w}{p}?", "what {w} comes {s} {w}{p} after {x}?")
+
+
+def _date_other_way(rng: random.Random, split: Split) -> Sample:
+    """Days or months counted between two, or counted on in other words. Each is thought with its number."""
+    while True:
+        names, word = (DAYS, "day") if rng.random() < 0.6 else (MONTHS, "month")
+        start, steps, between = rng.randrange(len(names)), rng.randint(1, len(names) - 1), rng.random() < 0.6
+        key = f"date|{names[start]}|{steps}|{'between' if between else 'later'}"
+        if belongs(key, split):
+            break
+    passed = [names[(start + k) % len(names)] for k in range(1, steps + 1)]
+    words = {"x": names[start], "y": passed[-1], "w": word, "s": steps, "p": "s" if steps > 1 else ""}
+    question = rng.choice(BETWEEN if between else LATER).format(**words)
+    thinking = " ".join(f"{name} {k}." for k, name in enumerate(passed, 1))
+    if between:
+        turn = Turn(question, str(steps), f"date/{word}s between", key, thinking, Check("number", {}))
+    else:
+        turn = Turn(question, passed[-1], f"date/{word} later", key, thinking)
+    return _one("date", turn, split, 3)
+
+
 def make_date(rng: random.Random, split: Split, level: int) -> Sample:
-    """Days of the week and months, counted on."""
+    """Days of the week and months, counted on; at level 3 also between two of them."""
+    if level > 2 and rng.random() < 0.5:
+        return _date_other_way(rng, split)
     while True:
         names, word = (DAYS, "day") if rng.random() < 0.6 else (MONTHS, "month")
         start, steps = rng.randrange(len(names)), rng.randint(1, 3 + 2 * level)
@@ -182,8 +265,32 @@ def make_date(rng: random.Random, split: Split, level: int) -> Sample:
     return _one("date", turn, split, level)
 
 
+def _negated(rng: random.Random, split: Split) -> Sample:
+    """Truth with a not in it, which binds closer than and, or."""
+    wanted = rng.random() < 0.5  # evenly true and false: half of all and, or are not
+    while True:
+        a, b, c, d = (rng.randint(0, 9) for _ in range(4))
+        join, turned = rng.choice(("and", "or")), rng.choice(("left", "right", "both"))
+        left, right = (a > b) != (turned != "right"), (c > d) != (turned != "left")
+        value = (left and right) if join == "and" else (left or right)
+        key = f"logic|not {turned}|{a}{b}{join}{c}{d}"
+        if value == wanted and belongs(key, split):
+            break
+    parts = [f"{'not ' if turned != other else ''}{x}>{y}" for other, x, y in (("right", a, b), ("left", c, d))]
+    question = f"true or false: {parts[0]} {join} {parts[1]}?"
+    claims = [
+        f"{'not ' if turned != other else ''}{str(claim).lower()}"
+        for other, claim in (("right", a > b), ("left", c > d))
+    ]
+    thinking = f"{claims[0]} {join} {claims[1]}. {str(left).lower()} {join} {str(right).lower()}."
+    turn = Turn(question, str(value).lower(), "logic/not", key, thinking, choices=("true", "false"))
+    return _one("logic", turn, split, 3)
+
+
 def make_logic(rng: random.Random, split: Split, level: int) -> Sample:
-    """Who is tallest; truth of and, or, not; the odd one out."""
+    """Who is tallest; truth of and, or, at level 3 also not; the odd one out."""
+    if level > 2 and rng.random() < 0.3:
+        return _negated(rng, split)
     while True:
         kind = rng.choice(("order", "truth", "odd"))
         if kind == "order":
@@ -216,9 +323,47 @@ def make_logic(rng: random.Random, split: Split, level: int) -> Sample:
     return _one("logic", Turn(question, answer, f"logic/{kind}", key, thinking, choices=choices), split, level)
 
 
+def _follow_more(rng: random.Random, split: Split) -> Sample:
+    """Instructions that leave the words to the writer, and those with several conditions at once."""
+    while True:
+        kind = rng.choice(("any", "without", "capitals", "small", "frame"))
+        times, word, last = rng.randint(2, 6), *rng.sample(WORDS, 2)
+        letter = rng.choice("aeiorst")
+        key = f"follow|{kind}|" + {"without": f"{letter}{times}", "any": f"{word[0]}{times}"}.get(
+            kind, f"{word}{times}"
+        )
+        if belongs(key, split):
+            break
+    constraints: list[dict[str, Any]] = [{"kind": "words", "value": times}]
+    if kind == "any":
+        first = word[0]
+        words = [word, *rng.sample(WORDS, times - 1)]
+        question, answer = f"write {times} words. start with the letter {first}.", " ".join(words)
+        constraints.append({"kind": "startswith", "value": first})
+    elif kind == "without":
+        words = rng.sample([w for w in WORDS if letter not in w], times)
+        question, answer = f"write {times} words without the letter {letter}.", " ".join(words)
+        constraints.append({"kind": "excludes", "value": letter})
+    elif kind == "capitals":
+        question, answer = f"write {word} {times} times in capital letters.", " ".join([word.upper()] * times)
+        constraints += [{"kind": "upper"}, {"kind": "repeat", "value": [word.upper(), times]}]
+    elif kind == "small":
+        question, answer = f"write {word.upper()} {times} times in small letters.", " ".join([word] * times)
+        constraints += [{"kind": "lower"}, {"kind": "repeat", "value": [word, times]}]
+    else:
+        middle = rng.sample([w for w in WORDS if w not in (word, last)], times - 2)
+        question = f"write {times} words. start with {word} and end with {last}."
+        answer = " ".join([word, *middle, last])
+        constraints += [{"kind": "startswith", "value": word}, {"kind": "endswith", "value": last}]
+    check = Check("constraint", {"constraints": constraints})
+    return _one("follow", Turn(question, answer, f"follow/{kind}", key, check=check), split, 3)
+
+
 def make_follow(rng: random.Random, split: Split, level: int) -> Sample:
     """Instructions whose keeping a program can check. Constraints: equals, repeat (word, times), words (count),
     upper, lower, startswith, endswith, contains, excludes, lines (count)."""
+    if level > 2 and rng.random() < 0.5:
+        return _follow_more(rng, split)
     while True:
         word, other = rng.sample(WORDS, 2)
         kind = rng.choice(("repeat", "upper", "dot", "two", "lines", "first", "last"))
@@ -255,17 +400,20 @@ def make_follow(rng: random.Random, split: Split, level: int) -> Sample:
 # ---- tools
 
 
-def _declare(name: str, argument: str) -> dict[str, Any]:
-    schema = {"type": "object", "properties": {argument: {"type": "string"}}, "required": [argument]}
+def _declare(name: str, *arguments: str, kind: str = "string") -> dict[str, Any]:
+    schema = {"type": "object", "properties": {a: {"type": kind} for a in arguments}, "required": list(arguments)}
     return {"type": "function", "function": {"name": name, "description": "", "parameters": schema}}
 
 
 CALCULATOR, PYTHON = _declare("calculator", "expression"), _declare("python", "code")
+CROP = _declare("crop", "x1", "y1", "x2", "y2", kind="integer")
 
 
-def _round(name: str, arguments: dict[str, str], result: str, thinking: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An assistant's call, and the tool's answer."""
-    call_id = f"functions.{name}:0"
+def _round(
+    name: str, arguments: Mapping[str, str | int], result: str, thinking: str, number: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An assistant's call, and the tool's answer. number: how many calls the conversation had before."""
+    call_id = f"functions.{name}:{number}"
     function = {"name": name, "arguments": json.dumps(arguments)}
     return (
         {
@@ -278,8 +426,42 @@ def _round(name: str, arguments: dict[str, str], result: str, thinking: str) -> 
     )
 
 
+def run_python(code: str, im: Pixels | None = None) -> str:
+    """What a call of the python tool prints: `im` is the image at hand, RED, BLUE, ... are colours, np is numpy.
+
+    Runs in this process: for code that this module wrote, never for a model's.
+    """
+    printed: list[str] = []
+    names: dict[str, Any] = {name.upper(): np.array(rgb, np.uint8) for name, rgb in COLOURS.items()}
+    names |= {"im": im, "np": np, "print": lambda *values: printed.append(" ".join(map(str, values)))}
+    exec(_compiled(code), names)
+    return "\n".join(printed)
+
+
+@lru_cache(maxsize=1000)
+def _compiled(code: str) -> CodeType:
+    return compile(code, "<python>", "exec")
+
+
+def crop(im: Pixels, x1: int, y1: int, x2: int, y2: int) -> tuple[Pixels, str]:
+    """The part of the image that lies in the box, right and bottom edge not included, and what the tool says."""
+    part = im[y1:y2, x1:x2]
+    return part, f"crop.png {part.shape[1]}x{part.shape[0]}"
+
+
 def make_tool(rng: random.Random, split: Split, level: int) -> Sample:
-    """A sum too large for the head, done by the calculator."""
+    """A sum too large for the head, done by the calculator; at level 3 one of three tools is to be chosen."""
+    if level > 2:
+        return rng.choice((_with_calculator, _with_python, _with_crop))(rng, split, level)
+    return _with_calculator(rng, split, level)
+
+
+def _tools(level: int, needed: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Declarations cost tokens: before level 3 there is only the one that is needed."""
+    return (CALCULATOR, PYTHON, CROP) if level > 2 else (needed,)
+
+
+def _with_calculator(rng: random.Random, split: Split, level: int) -> Sample:
     while True:
         sign = rng.choice("+-*")
         a, b = rng.randint(100, 9999), rng.randint(100, 9999)
@@ -291,15 +473,72 @@ def make_tool(rng: random.Random, split: Split, level: int) -> Sample:
     steps = _round("calculator", {"expression": expression}, str(value), "")
     question = rng.choice(("use the calculator: {e}", "calculate {e} with the tool.")).format(e=expression)
     turn = Turn(question, str(value), "tool/calculator", key, "", Check("number", {}), steps=steps)
-    return _one("tool", turn, split, level, (CALCULATOR,))
+    return _one("tool", turn, split, level, _tools(level, CALCULATOR))
+
+
+# question and code; {w} a word, {a} < {b} numbers
+PROGRAMS = (
+    ("add all numbers from {a} to {b}.", "print(sum(range({a},{b}+1)))"),
+    ("how many numbers from {a} to {b} can be divided by 7?", "print(sum(n%7==0 for n in range({a},{b}+1)))"),
+    ("write {w} backwards with python.", "print('{w}'[::-1])"),
+    ("sort the letters of {w}.", "print(''.join(sorted('{w}')))"),
+    ("how many different letters has {w}?", "print(len(set('{w}')))"),
+)
+
+
+def _with_python(rng: random.Random, split: Split, level: int) -> Sample:
+    while True:
+        text, code = rng.choice(PROGRAMS)
+        a, word = rng.randint(1, 50), rng.choice(WORDS) + rng.choice(WORDS)
+        b = a + rng.randint(10, 150)
+        key = f"tool|{text}|" + (word if "{w}" in text else f"{a}|{b}")
+        if belongs(key, split):
+            break
+    code = code.format(a=a, b=b, w=word)
+    result = run_python(code)
+    turn = Turn(
+        text.format(a=a, b=b, w=word), result, "tool/python", key, steps=_round("python", {"code": code}, result, "")
+    )
+    return _one("tool", turn, split, level, _tools(level, PYTHON))
+
+
+CROPPED: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "wide": ("img.png: crop {x1} {y1} {x2} {y2}. how wide is it?", lambda width, height: width),
+    "high": ("img.png: crop {x1} {y1} {x2} {y2}. how high is it?", lambda width, height: height),
+    "pixels": ("img.png: crop {x1} {y1} {x2} {y2}. how many pixels has it?", lambda width, height: width * height),
+}
+
+
+def _with_crop(rng: random.Random, split: Split, level: int) -> Sample:
+    """The box may reach past the image, whose size only the tool knows: the answer is in the result alone."""
+    while True:
+        width, height = rng.randint(20, 60), rng.randint(20, 60)
+        x1, y1 = rng.randint(0, 15), rng.randint(0, 15)
+        box = {"x1": x1, "y1": y1, "x2": x1 + rng.randint(5, 60), "y2": y1 + rng.randint(5, 60)}
+        kind = rng.choice(list(CROPPED))
+        key = f"tool|crop {kind}|{' '.join(map(str, box.values()))}"
+        if belongs(key, split):
+            break
+    text, measure = CROPPED[kind]
+    part, result = crop(np.zeros((height, width, 3), np.uint8), **box)
+    answer = measure(part.shape[1], part.shape[0])
+    thinking = f"{part.shape[1]}*{part.shape[0]}={answer}." if kind == "pixels" else ""
+    steps = _round("crop", box, result, "")
+    turn = Turn(text.format(**box), str(answer), "tool/crop", key, thinking, Check("number", {}), steps=steps)
+    return _one("tool", turn, split, level, _tools(level, CROP))
+
+
+# ---- an image that is never shown
 
 
 def make_proxy(rng: random.Random, split: Split, level: int) -> Sample:
     """An image is a file that only python can look into: its operations stand for seeing.
 
     Zero-vision fine-tuning of the Kimi K2.5 report, section 2.2: binarise, count pixels, find a box. The array is made
-    and measured here, so the tool's result is true.
+    here and the call is run on it, so the tool's result is true.
     """
+    if level > 2 and rng.random() < 0.6:
+        return _proxy_scene(rng, split)
     side, fill = 8, rng.randint(3, 12)
     while True:
         colour = rng.choice(list(COLOURS))
@@ -308,27 +547,92 @@ def make_proxy(rng: random.Random, split: Split, level: int) -> Sample:
         if belongs(key, split):
             break
         fill = rng.randint(3, 12)
-    pixels = np.zeros((side, side), bool)
     width = max(1, min(side, fill // 3 + 1))
     height = max(1, fill // width)
     y, x = rng.randint(0, side - height), rng.randint(0, side - width)
-    pixels[y : y + height, x : x + width] = not (kind == "has" and rng.random() < 0.5)
+    im = np.full((side, side, 3), 255, np.uint8)
+    if not (kind == "has" and rng.random() < 0.5):
+        im[y : y + height, x : x + width] = COLOURS[colour]
     mask = f"m=(im=={colour.upper()}).all(2)"
     if kind == "area":
         question, code = f"img.png: how many pixels are {colour}?", f"{mask}\nprint(m.sum())"
-        answer = result = str(int(pixels.sum()))
     elif kind == "has":
         question, code = f"img.png: is anything {colour}?", f"{mask}\nprint(m.any())"
-        result = str(bool(pixels.any()))
-        answer = "yes" if pixels.any() else "no"
     else:
         question = f"img.png: give the box of what is {colour}."
         code = f"{mask}\ny,x=m.nonzero()\nprint(x.min(),y.min(),x.max(),y.max())"
-        rows, columns = pixels.nonzero()
-        answer = result = f"{columns.min()} {rows.min()} {columns.max()} {rows.max()}"
+    result = run_python(code, im)
+    answer = {"True": "yes", "False": "no"}.get(result, result)
     steps = _round("python", {"code": code}, result, "")
     turn = Turn(question, answer, f"proxy/{kind}", key, "", steps=steps)
     return _one("proxy", turn, split, level, (PYTHON,))
+
+
+_MASK = "m=(im=={C}).all(2)\n"
+# kind -> question and code; {c} and {d} two colours, {C} and {D} their names in code
+SCENES = {
+    "dark": ("img.png: how many pixels are dark?", "m=im.mean(2)<128\nprint(m.sum())"),
+    "colours": ("img.png: how many colours are there?", "print(len(np.unique(im.reshape(-1,3),axis=0)))"),
+    "wide": ("img.png: how wide is what is {c}?", _MASK + "x=m.nonzero()[1]\nprint(x.max()-x.min()+1)"),
+    "high": ("img.png: how high is what is {c}?", _MASK + "y=m.nonzero()[0]\nprint(y.max()-y.min()+1)"),
+    "more": ("img.png: is more {c} or {d}?", "print((im=={C}).all(2).sum(),(im=={D}).all(2).sum())"),
+    "left": (
+        "img.png: is {c} left or right of {d}?",
+        "a,b=[(im==v).all(2).nonzero()[1].min() for v in ({C},{D})]\nprint(a,b)",
+    ),
+    "within": ("img.png: how many pixels are {c} in the box {box}?", _MASK + "print(m.sum())"),
+}
+
+
+def _scene(rng: random.Random, colours: Sequence[str]) -> Pixels:
+    """White, with one rectangle of each colour; they do not touch: each has a band of columns to itself."""
+    bands = len(colours)
+    room, height = rng.randint(7, 9), rng.randint(8, 14)
+    width = room * bands
+    im = np.full((height, width, 3), 255, np.uint8)
+    for band, colour in enumerate(colours):
+        wide, high = rng.randint(1, room - 1), rng.randint(1, height)  # size before place: all sizes equally often
+        x, y = room * band + rng.randint(0, room - 1 - wide), rng.randint(0, height - high)
+        im[y : y + high, x : x + wide] = COLOURS[colour]
+    return im
+
+
+def _proxy_scene(rng: random.Random, split: Split) -> Sample:
+    """Rectangles of two colours in one image. A question about a part of it takes two calls: crop, then python."""
+    while True:
+        kind = rng.choice(list(SCENES))
+        c, d = rng.sample(list(COLOURS), 2)
+        seen = [c, d]
+        if kind == "colours":
+            seen = [c, d, *rng.sample([other for other in COLOURS if other not in (c, d)], 2)][: rng.randint(1, 4)]
+        im = _scene(rng, rng.sample(seen, len(seen)))
+        x1, y1 = rng.randint(0, im.shape[1] // 2), rng.randint(0, im.shape[0] // 2)
+        box = {"x1": x1, "y1": y1, "x2": rng.randint(x1 + 2, im.shape[1]), "y2": rng.randint(y1 + 2, im.shape[0])}
+        key = f"proxy|{kind}|{c}|{d}"
+        if not belongs(key, split):
+            continue
+        text, code = SCENES[kind]
+        code = code.format(C=c.upper(), D=d.upper())
+        question = text.format(c=c, d=d, box=" ".join(map(str, box.values())))
+        steps: tuple[dict[str, Any], ...] = ()
+        tools: tuple[Mapping[str, Any], ...] = (PYTHON,)
+        if kind == "within":
+            im, said = crop(im, **box)
+            steps, tools = _round("crop", box, said, ""), (PYTHON, CROP)
+        result = run_python(code, im)
+        answer, first, second = result, *(result.split() * 2)[:2]
+        if kind == "within" and result == "0" and rng.random() < 0.8:
+            continue
+        if kind in ("more", "left"):
+            if first == second:
+                continue
+            pair = (c, d) if kind == "more" else ("right", "left")
+            answer = pair[0] if float(first) > float(second) else pair[1]
+        break
+    steps += _round("python", {"code": code}, result, "", len(steps) // 2)
+    choices = {"more": (c, d), "left": ("left", "right")}.get(kind, ())
+    turn = Turn(question, answer, f"proxy/{kind}", key, "", choices=choices, steps=steps)
+    return _one("proxy", turn, split, 3, tools)
 
 
 MAKERS: dict[str, Maker] = {
