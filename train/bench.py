@@ -1,22 +1,31 @@
 """moonkit bench train: a training step of the language model, beside transformers' DeepSeek-V3 of the same shape.
 
-    moonkit bench train                      the nano shape, 8 sequences of 1,024 tokens
-    moonkit bench train --shape tiny --sequences 2 --json
+    moonkit bench train                      the nano shape, 8,192 tokens
+    moonkit bench train --shape tiny --tokens 2048 --json
 
-Same weights to begin with, same tokens, same number format, one process, steps taken in turn; a ratio is the median of
-the rounds' ratios. Our step is the whole of MuonClip: forward with the largest logits, loss, backward, Muon, QK-Clip
-and the router's bias. Theirs is forward, loss, backward and fused AdamW. Both keep freed memory (train/memory.py).
-A second table says where our time goes. transformers is optional: without it only our side is measured.
+    sequences   all of one length: no side pads
+    documents   40 to 300 tokens long: packed here, padded to the longest there
+
+Same weights (all rates are 0, so weights and losses stay), same tokens, same number format, steps taken in turn; a
+ratio is the median of the rounds' ratios. Our step is the whole of MuonClip: forward with the largest logits, loss,
+backward, Muon, QK-Clip and the router's bias. Theirs is forward, loss, backward and fused AdamW. "transformers" runs in
+our process and keeps freed memory as we do (train/memory.py); "transformers, stock" is a process of its own without
+that. A second table says where our time goes. transformers is optional: without it only our side is measured.
 """
 
 import json
 import os
+import random
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -27,7 +36,6 @@ from torch.nn import functional as F
 import train.muon
 from fusion.config import PRESETS
 from lm.attention import Attention
-from lm.config import TextConfig
 from lm.model import LanguageModel
 from lm.moe import MoE
 from lm.taps import Taps
@@ -44,10 +52,10 @@ class Bench:
 
     shape: Literal["tiny", "nano"] = "nano"
     """Preset whose language model is measured."""
-    sequences: int = 8
-    """Sequences of a step."""
+    tokens: int = 8192
+    """Tokens of a step."""
     length: int = 1024
-    """Tokens of each."""
+    """Tokens of each sequence, in the workload of equal ones."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Format of the products, on both sides; auto: bfloat16 (autocast) where the hardware is faster in it."""
     rounds: int = 5
@@ -56,19 +64,36 @@ class Bench:
     """Threads; default: torch's."""
     json: bool = False
     """Print JSON only."""
+    stock: bool = False
+    """Be the process of stock transformers: a step for each line that comes in (used by the bench itself)."""
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "rounds", "threads"):
+        for name in ("rounds", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.length < 2:
             raise ValueError(f"length must be at least 2 (a token and the next one), got {self.length}")
+        if self.tokens < self.length:
+            raise ValueError(f"tokens must be at least one sequence of {self.length}, got {self.tokens}")
 
     @property
     def precision(self) -> torch.dtype:
         if self.dtype == "auto":
             return newton_schulz_dtype(torch.device("cpu"))
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+def workloads(arguments: Bench) -> dict[str, list[Tensor]]:
+    """The sequences of each workload, token ids."""
+    draw = random.Random(0)
+    words = PRESETS[arguments.shape]().text.vocab_size - 256
+    documents: list[int] = []
+    while (left := arguments.tokens - sum(documents)) > 1:
+        # most are short, a third may be long
+        documents.append(min(left, draw.randint(40, 300 if draw.random() < 1 / 3 else 160)))
+    lengths = {"sequences": [arguments.length] * (arguments.tokens // arguments.length), "documents": documents}
+    generator = torch.Generator().manual_seed(0)
+    return {n: [torch.randint(0, words, (each,), generator=generator) for each in lengths[n]] for n in lengths}
 
 
 class Stopwatch:
@@ -105,20 +130,21 @@ class Stopwatch:
 class Ours:
     """One step as train/loop.py takes it, on a batch that stays the same."""
 
-    def __init__(self, config: TextConfig, precision: torch.dtype) -> None:
-        self.model = LanguageModel(config).train()
+    def __init__(self, model: LanguageModel, precision: torch.dtype) -> None:
+        self.model = model
         self.model.stack_experts()
-        self.optimizer = Muon(parameter_groups(self.model.named_parameters()), lr=1e-4)
+        self.optimizer = Muon(parameter_groups(self.model.named_parameters()), lr=0.0)
         self.peaks, self.balance = PeakLogits(), RouterBalance(self.model)
         self.precision = precision
 
-    def step(self, ids: Tensor, watch: Stopwatch | None = None) -> float:
-        """ids: (sequences, tokens). The loss."""
+    def step(self, sequences: list[Tensor], watch: Stopwatch | None = None) -> float:
+        """The loss."""
         part: Callable[[str], AbstractContextManager[None]] = watch.part if watch else lambda name: nullcontext()
-        targets = F.pad(ids[:, 1:], (0, 1), value=-1).flatten()
+        ids = torch.cat(sequences)
+        targets = torch.cat([F.pad(each[1:], (0, 1), value=-1) for each in sequences])
         taps = Taps(want_max_logits=True)
         with part("other"), _autocast(self.precision):
-            hidden = self.model(self.model.embed(ids.flatten()), [ids.shape[1]] * len(ids), taps=taps)
+            hidden = self.model(self.model.embed(ids), [len(each) for each in sequences], taps=taps)
             with part("loss"):
                 losses = token_losses(hidden, self.model.lm_head.weight, targets)
         loss = losses.sum() / (targets >= 0).sum()
@@ -132,13 +158,13 @@ class Ours:
         with part("QK-Clip and router"):
             clip_heads(self.model, self.peaks.take(), tau=100.0)
             if self.balance.layers:
-                self.balance.step(0.001)
+                self.balance.step(0.0)
         self.optimizer.zero_grad()
         return float(loss.detach())
 
 
 class Theirs:
-    """transformers' model with our weights. Raises ImportError when transformers is missing."""
+    """transformers' model with our weights."""
 
     def __init__(self, ours: LanguageModel, precision: torch.dtype) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -160,12 +186,15 @@ class Theirs:
         state = ours.state_dict()
         weights = {name: _from_ours(name, state).reshape(t.shape) for name, t in self.model.state_dict().items()}
         self.model.load_state_dict(weights)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.95), fused=True)
         self.precision = precision
 
-    def step(self, ids: Tensor) -> float:
+    def step(self, sequences: list[Tensor]) -> float:
+        ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        labels = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)
+        mask = (labels >= 0).long() if bool((labels < 0).any()) else None
         with _autocast(self.precision):
-            loss = self.model(input_ids=ids, labels=ids).loss
+            loss = self.model(input_ids=ids, labels=labels, attention_mask=mask).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -189,55 +218,102 @@ def _autocast(precision: torch.dtype) -> Any:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(arguments: Bench, note: Callable[[str], None]) -> dict[str, Any]:
-    kept = keep_memory()
+class Stock:
+    """transformers in a process of its own, which waits while others step."""
+
+    def __init__(self, arguments: Bench) -> None:
+        command = [sys.executable, "-m", "train.bench", "--stock", "--shape", arguments.shape]
+        command += ["--dtype", arguments.dtype, "--tokens", str(arguments.tokens), "--length", str(arguments.length)]
+        command += ["--threads", str(torch.get_num_threads())]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+    def seconds(self, workload: str) -> float:
+        """How long a step on a workload takes there."""
+        assert self.process.stdin and self.process.stdout
+        print(workload, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve_stock(arguments: Bench) -> None:
+    """Be the other end of `Stock`."""
+    loads = workloads(arguments)
+    theirs = Theirs(_model(arguments), arguments.precision)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        theirs.step(loads[line.strip()])
+        print(time.perf_counter() - began, flush=True)
+
+
+def _model(arguments: Bench) -> LanguageModel:
     text = PRESETS[arguments.shape]().text
     if arguments.length > text.max_position_embeddings:
         raise ValueError(f"length must be at most {text.max_position_embeddings}, got {arguments.length}")
     torch.manual_seed(0)
-    ours = Ours(text, arguments.precision)
-    sides: dict[str, Callable[[Tensor], float]] = {"ours": ours.step}
-    try:
-        theirs = Theirs(ours.model, arguments.precision)
-        sides["transformers"] = theirs.step
-        import transformers
+    return LanguageModel(text).train()
 
-        peer = f"transformers {transformers.__version__}"
-    except ImportError as missing:
-        peer = f"not measured: {missing}"
-        note(f"transformers is not installed ({missing}); measuring our side only")
-    ids = torch.randint(0, text.vocab_size - 256, (arguments.sequences, arguments.length))
-    first = {name: step(ids) for name, step in sides.items()}  # also the warm-up
-    note(f"first loss: {first}")
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(arguments.rounds):
-        for name, step in sides.items():
-            began = time.perf_counter()
-            step(ids)
-            seconds[name].append(time.perf_counter() - began)
-        note(f"round {number + 1}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
-    ratio = None
-    if "transformers" in seconds:
-        ratio = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True))
+
+def measure(arguments: Bench, note: Callable[[str], None]) -> dict[str, Any]:
+    loads = workloads(arguments)
+    model = _model(arguments)
+    stock = Stock(arguments) if find_spec("transformers") else None
+    kept = keep_memory()
+    ours = Ours(model, arguments.precision)
+    sides: dict[str, Callable[[list[Tensor]], float]] = {"ours": ours.step}
+    peer = "transformers is not installed: our side only"
+    if stock:
+        sides["transformers"] = Theirs(model, arguments.precision).step
+        peer = f"transformers {version('transformers')}"
+    rows = []
+    for name, load in loads.items():
+        first = {side: step(load) for side, step in sides.items()}  # also the warm-up
+        if stock:
+            stock.seconds(name)
+        note(f"{name}, loss: {first}")
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for number in range(arguments.rounds):
+            for side, step in sides.items():
+                began = time.perf_counter()
+                step(load)
+                seconds[side].append(time.perf_counter() - began)
+            if stock:
+                seconds["transformers, stock"].append(stock.seconds(name))
+            note(f"{name}, round {number + 1}: " + ", ".join(f"{side} {t[-1]:.2f} s" for side, t in seconds.items()))
+        tokens = sum(len(each) for each in load)
+        rows.append(
+            {
+                "workload": name,
+                "sequences": len(load),
+                "tokens": tokens,
+                "loss": first,
+                "seconds": {side: round(statistics.median(times), 3) for side, times in seconds.items()},
+                "tokens_per_second": {side: round(tokens / statistics.median(t), 1) for side, t in seconds.items()},
+                "times_faster": {
+                    side: round(statistics.median(b / a for a, b in zip(seconds["ours"], times, strict=True)), 2)
+                    for side, times in seconds.items()
+                    if side != "ours"
+                },
+                "parts": parts(ours, load, arguments.rounds),
+            }
+        )
+    if stock:
+        stock.close()
     return {
         "shape": arguments.shape,
-        "tokens": ids.numel(),
-        "sequences": arguments.sequences,
         "dtype": str(arguments.precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "rounds": arguments.rounds,
         "keeps_memory": kept,
         "torch": torch.__version__,
         "peer": peer,
-        "first_loss": first,
-        "seconds": {name: round(statistics.median(times), 3) for name, times in seconds.items()},
-        "tokens_per_second": {name: round(ids.numel() / statistics.median(t), 1) for name, t in seconds.items()},
-        "times_faster": ratio and round(ratio, 2),
-        "parts": parts(ours, ids, arguments.rounds),
+        "rows": rows,
     }
 
 
-def parts(ours: Ours, ids: Tensor, rounds: int) -> dict[str, float]:
+def parts(ours: Ours, sequences: list[Tensor], rounds: int) -> dict[str, float]:
     """Median milliseconds of each part of our step, from steps of their own: watching costs a little."""
     watch = Stopwatch()
     handles = _watch_modules(ours.model, watch)
@@ -252,7 +328,7 @@ def parts(ours: Ours, ids: Tensor, rounds: int) -> dict[str, float]:
     try:
         for _ in range(rounds):
             watch.seconds.clear()
-            ours.step(ids, watch)
+            ours.step(sequences, watch)
             steps.append(dict(watch.seconds))
     finally:
         train.muon.orthogonalize = before
@@ -282,29 +358,32 @@ def main() -> None:
     arguments = tyro.cli(Bench, prog="moonkit bench train")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.stock:
+        serve_stock(arguments)
+        return
     from rich.console import Console
     from rich.table import Table
 
     notes = Console(stderr=True, highlight=False)
     result = measure(arguments, lambda line: notes.print(f"[dim]{line}[/]"))
     if not arguments.json:
-        speeds = Table(
-            title=f"{result['shape']}, {result['sequences']} x {arguments.length} tokens, {result['dtype']}, "
-            f"{result['threads']} threads; {result['peer']}"
-        )
-        for column in ("training step", "seconds", "tokens/s", "times faster"):
-            speeds.add_column(column, justify="left" if column == "training step" else "right")
-        for name, rate in result["tokens_per_second"].items():
-            faster = f"{result['times_faster']}x" if name == "ours" and result["times_faster"] else ""
-            speeds.add_row(name, f"{result['seconds'][name]:.2f}", f"{rate:,.0f}", faster)
-        notes.print(speeds)
-        shares = Table(title="where our step spends its time")
-        for column in ("part", "ms", "share"):
-            shares.add_column(column, justify="left" if column == "part" else "right")
-        total = sum(result["parts"].values())
-        for part, value in sorted(result["parts"].items(), key=lambda entry: -entry[1]):
-            shares.add_row(part, f"{value:,.0f}", f"{value / total:.1%}")
-        notes.print(shares)
+        speeds = Table(title=f"{result['shape']}, {result['dtype']}, {result['threads']} threads; {result['peer']}")
+        for column in ("training step", "side", "seconds", "tokens/s", "ours is faster"):
+            speeds.add_column(column, justify="left" if column in ("training step", "side") else "right")
+        shares = Table(title="where our step spends its time, ms")
+        shares.add_column("part")
+        for row in result["rows"]:
+            for side, rate in row["tokens_per_second"].items():
+                what = f"{row['sequences']} {row['workload']}, {row['tokens']:,} tokens" if side == "ours" else ""
+                faster = row["times_faster"].get(side)
+                speeds.add_row(
+                    what, side, f"{row['seconds'][side]:.2f}", f"{rate:,.0f}", f"{faster}x" if faster else ""
+                )
+            shares.add_column(row["workload"], justify="right")
+        for part in result["rows"][0]["parts"]:
+            values = [(row["parts"].get(part, 0.0), sum(row["parts"].values())) for row in result["rows"]]
+            shares.add_row(part, *(f"{value:,.0f}  {value / total:5.1%}" for value, total in values))
+        notes.print(speeds, shares)
     print(json.dumps(result))
 
 

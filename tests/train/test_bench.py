@@ -10,21 +10,30 @@ import torch
 
 import train.loss
 import train.muon
-from train.bench import Bench, Stopwatch, measure
+from train.bench import Bench, Stopwatch, measure, workloads
 from train.loss import token_losses
 from train.memory import keep_memory
 from train.muon import Muon, newton_schulz_dtype, orthogonalize
 
 
-def test_both_sides_start_from_the_same_loss() -> None:
+def test_both_sides_have_the_same_loss() -> None:
     pytest.importorskip("transformers")
-    result = measure(Bench(shape="tiny", sequences=2, length=24, rounds=1), lambda line: None)
-    first = result["first_loss"]
-    assert first["ours"] == pytest.approx(first["transformers"], rel=1e-5)
-    assert result["tokens"] == 48 and set(result["seconds"]) == {"ours", "transformers"} and result["times_faster"] > 0
+    result = measure(Bench(shape="tiny", tokens=96, length=24, rounds=1), lambda line: None)
+    assert [row["workload"] for row in result["rows"]] == ["sequences", "documents"]
+    for row in result["rows"]:
+        assert row["loss"]["ours"] == pytest.approx(row["loss"]["transformers"], rel=1e-5)
+        assert row["tokens"] == 96 and set(row["seconds"]) == {"ours", "transformers", "transformers, stock"}
+        assert min(row["times_faster"].values()) > 0
+        for part in ("attention", "experts", "dense", "loss", "optimizer, Newton-Schulz", "backward of experts"):
+            assert row["parts"][part] > 0
     assert train.muon.orthogonalize is orthogonalize, "watching must leave no trace"
-    for part in ("attention", "experts", "dense", "loss", "optimizer, Newton-Schulz", "backward of experts"):
-        assert result["parts"][part] > 0
+
+
+def test_workloads_have_the_tokens_asked_for() -> None:
+    loads = workloads(Bench(tokens=8192))
+    assert [len(each) for each in loads["sequences"]] == [1024] * 8
+    lengths = [len(each) for each in loads["documents"]]
+    assert sum(lengths) in (8191, 8192) and max(lengths) <= 300 and len(lengths) > 40
 
 
 def test_a_part_inside_another_counts_for_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +46,7 @@ def test_a_part_inside_another_counts_for_itself_only(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"sequences": 0}, "sequences must be"), ({"length": 1}, "length must be"), ({"rounds": 0}, "rounds must be")],
+    [({"tokens": 1000}, "tokens must be"), ({"length": 1}, "length must be"), ({"rounds": 0}, "rounds must be")],
 )
 def test_wrong_options(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
