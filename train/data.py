@@ -27,6 +27,7 @@ from functools import lru_cache
 from itertools import pairwise
 from multiprocessing.connection import wait
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -87,6 +88,20 @@ class Source:
             raise ValueError(f"source {self.name}: plain is a share between 0 and 1, got {self.plain}")
         if not 1 <= self.levels[0] <= self.levels[1]:
             raise ValueError(f"source {self.name}: levels are (lowest, highest) from 1, got {self.levels}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when its documents or its weight do, so that a resumed run notices."""
+        said = (
+            self.group,
+            self.weight,
+            sorted(self.families.items()),
+            self.levels,
+            self.plain,
+            self.corpus,
+            self.window,
+        )
+        return f"{crc32(repr(said).encode()):08x}"
 
 
 @dataclass(frozen=True)
@@ -536,6 +551,7 @@ class Loader:
             "lanes": lanes,
             "split": mixture.split,
             "sources": list(mixture.shares),
+            "contents": {source.name: source.fingerprint for source in mixture.sources},
             "corpora": {name: corpus.fingerprint for name, corpus in documents.corpora.items()},
         }
         self.step = 0
@@ -615,10 +631,10 @@ class Loader:
         self.close()
 
     def _restore(self, state: State) -> None:
-        for key, mine in self.origin.items():
-            if state["origin"].get(key) != mine:
+        for key, theirs in state["origin"].items():
+            if self.origin.get(key) != theirs:
                 raise ValueError(
-                    f"the data state was made with {key} {state['origin'].get(key)!r}, this run has {mine!r}: "
+                    f"the data state was made with {key} {theirs!r}, this run has {self.origin.get(key)!r}: "
                     "it would not continue with the next document"
                 )
         missing = [number for number in self.numbers if str(number) not in state["per_lane"]]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def batch_of(document: Encoded, kimi: Kimi) -> Batch:
 
 def test_packed_is_alone(kimi: Kimi, texts: Path) -> None:
     """Hidden states of a document in a pack are those of the document by itself."""
-    packs = loader(kimi, three(texts), lanes=2, sequence=320, patch_budget=300).next_step()
+    packs = loader(kimi, three(texts), lanes=1, sequence=400, patch_budget=300).next_step()
     assert {d.group for p in packs for d in p.documents} == {"vision", "clip", "text"}
     with torch.no_grad():
         for pack in packs:
@@ -357,6 +358,9 @@ def test_a_state_of_another_run_is_refused(kimi: Kimi, texts: Path) -> None:
     for options in ({"seed": 4}, {"lanes": 2}):
         with pytest.raises(ValueError, match=next(iter(options))):
             loader(kimi, three(texts), state=state, **options)
+    heavier = Mixture((replace(three(texts).sources[0], weight=0.6), *three(texts).sources[1:]))
+    with pytest.raises(ValueError, match="contents"):
+        loader(kimi, heavier, state=state)
     with pytest.raises(ValueError, match="sources"):
         loader(kimi, Mixture((fake("picture"),)), state=state)
     with pytest.raises(ValueError, match="merge"):

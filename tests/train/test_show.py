@@ -88,6 +88,8 @@ def test_sources_take_turns(tmp_path: Path) -> None:
     assert "seed 7)" in text and "seed 2)" in printed(recipe=recipe, seed=2)
     only = printed(recipe=recipe, source="moves", n=2, index=5, level=2)
     assert "moves document 5 (move, level 2" in only and "moves document 6" in only and "stars" not in only
+    recipe.write_text(recipe.read_text().replace("{'star': 1.0}", "{'star': 1.0}, plain=1.0"))
+    assert "how many?↵\n«<think>one. two.</think>3↵" in printed(recipe=recipe, source="stars", n=1)
     with pytest.raises(ValueError, match="no source 'movs'; known: moves"):
         printed(recipe=recipe, source="movs")
 
