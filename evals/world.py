@@ -182,6 +182,8 @@ class Arguments:
     """Longest reply, thinking included."""
     out: Path | None = None
     """Write scores and every question with its reply into this JSON file."""
+    card: Path | None = None
+    """Write the table as Markdown into this file."""
     misses: int = 0
     """Print this many wrong answers of each family."""
 
@@ -247,9 +249,11 @@ def main() -> None:
             for a in right
         ]
     if arguments.out:
-        settings = asdict(replace(arguments, out=None))
+        settings = asdict(replace(arguments, out=None, card=None))
         text = {"settings": settings, "scores": [asdict(s) | {"share": s.share} for s in scores], "answers": records}
         arguments.out.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    if arguments.card:
+        arguments.card.write_text("\n".join(markdown(scores)) + "\n", encoding="utf-8")
 
 
 HEADER = f"{'':<28}{'n':>5}{'right':>8}{'95 % interval':>16}{'chance':>8}{'majority':>9}{'blind':>7}{'1 frame':>8}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.world import Asked, _same_call, row, summarize, wilson
+from evals.world import Asked, _same_call, answer, markdown, questions, row, summarize, wilson
 from world.sample import Sample, Turn
 
 
@@ -86,3 +86,18 @@ def test_a_call_counts_when_name_and_arguments_agree(name: str, arguments: str, 
     call = SimpleNamespace(name=name, parsed=parsed)
     gold = {"tool_calls": [{"function": {"name": "calculator", "arguments": '{"expression": "2+3"}'}}]}
     assert _same_call([call], gold) is same
+
+
+def test_an_untrained_model_is_asked_and_scored() -> None:
+    from fusion.model import Kimi
+
+    kimi = Kimi.untrained("nano")
+    asked_ = (
+        questions("picture", 4, "heldout", 1) + questions("clip", 2, "heldout", 1) + questions("tool", 2, "seen", 1)
+    )
+    for blind in (False, True):
+        replies = answer(kimi, asked_, max_new_tokens=4, batch=3, blind=blind)
+        assert [a.turn for a in replies] == [sample.turns[number] for sample, number in asked_]
+        assert not any(a.right and a.truncated for a in replies)
+    table = list(markdown([summarize("all", replies)]))
+    assert table[2].startswith("| all | 8 |") and table[2].count("|") == table[0].count("|")
