@@ -228,14 +228,15 @@ def batch_of(document: Encoded, kimi: Kimi) -> Batch:
 
 
 def test_packed_is_alone(kimi: Kimi, texts: Path) -> None:
-    """Hidden states of a document in a pack are those of the document by itself."""
-    packs = loader(kimi, three(texts), lanes=1, sequence=400, patch_budget=300).next_step()
+    """Hidden states of a document in a pack are those of the document by itself; four of each pack."""
+    packs = loader(kimi, three(texts), lanes=2, sequence=320, patch_budget=300).next_step()
     assert {d.group for p in packs for d in p.documents} == {"vision", "clip", "text"}
     with torch.no_grad():
         for pack in packs:
             batch = collate([pack])
             together = kimi(batch.ids, batch.media, batch.lengths).split(batch.lengths)
-            for document, states in zip(pack.documents, together, strict=True):
+            shortest = sorted(zip(pack.documents, together, strict=True), key=lambda pair: len(pair[0]))
+            for document, states in (*shortest[:3], shortest[-1]):
                 alone = batch_of(document, kimi)
                 torch.testing.assert_close(kimi(alone.ids, alone.media), states, atol=1e-5, rtol=1e-5)
 
