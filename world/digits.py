@@ -82,7 +82,7 @@ def composition(shown: tuple[int, ...]) -> str:
 @lru_cache(maxsize=4096)
 def _scan(number: int, scale: int, turned: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """One picture's ink, made larger: float32 (8 scale, 8 scale, 1), 0..1."""
-    small = PIL.fromarray(np.minimum(load().ink[number] * 16, 255).astype(np.uint8))
+    small = PIL.fromarray((load().ink[number].astype(np.uint16) * 255 // 16).astype(np.uint8))  # 16 is full ink
     large = small.resize((8 * scale, 8 * scale), PIL.Resampling.BICUBIC)
     if turned:
         large = large.rotate(turned, PIL.Resampling.BILINEAR)
