@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ MAKERS = {
 def fake(*families: str, name: str = "", group: str = "vision", weight: float = 1.0) -> Source:
     shares = dict.fromkeys(families, 1.0)
     return Source(name or families[0], group, weight, families=shares, levels=(1, 2), makers=MAKERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other on a busy machine take minutes for what one does in a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
