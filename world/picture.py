@@ -22,7 +22,7 @@ import numpy as np
 from world.clip import COLOURS, SHAPES, _ground, _mask
 from world.sample import Check, Image, Maker, Pixels, Sample, Split, Turn, belongs, held_out
 
-NUMBERS = tuple(map(str, range(7)))
+NUMBERS = tuple(map(str, range(10)))  # eight things at most, and one inside or over another
 YES_NO = ("yes", "no")
 EXACT = Check()
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
@@ -39,8 +39,6 @@ PHRASES = {
     ),
     "colour": ("what colour is the {shape}?", "which colour is the {shape}?", "the colour of the {shape}?"),
     "shape": ("what shape is {colour}?", "which shape is {colour}?", "the shape of what is {colour}?"),
-    "colour_at": ("what colour is at the {place}?", "which colour is at the {place}?", "the colour at the {place}?"),
-    "shape_at": ("what shape is at the {place}?", "which shape is at the {place}?", "the shape at the {place}?"),
     "exists": ("is there a {colour} {shape}?", "is a {colour} {shape} there?", "a {colour} {shape}, yes or no?"),
     "relation": (
         "is the {a} {where} the {b}?",
@@ -300,8 +298,10 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
             both,
             "|".join((*both, true)),
         )
-    a, b, true, false = rng.choice([o for o in options if " of" in o[2]] or [(None,) * 4])
-    if a is not None:
+    across: list[tuple[Thing, Thing, str, str] | None] = [o for o in options if " of" in o[2]]
+    chosen = rng.choice(across or [None])  # drawn from even where there is none: what follows stays what it was
+    if chosen is not None:
+        a, b, true, false = chosen
         first, second = (true, false) if rng.random() < 0.5 else (false, true)
         both = (f"{a.colour}|{a.shape}", f"{b.colour}|{b.shape}")
         yield Ask(
