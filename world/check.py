@@ -5,36 +5,61 @@
     svg                     rendered and compared, pixel by pixel  caption      every fact is named, and no other
     constraint              every constraint holds
 
-The gold answer is right, silence is wrong, and nothing that a model writes raises. The child process of `program` has
-limits on time, memory and files; it is not a sandbox against an attacker, since it can still read what its user can.
+    run_program(source, stdin) -> what it prints, why it failed
+
+The gold answer is right, silence is wrong, and nothing that a model writes raises.
+
+The child process has limits on time, memory and files, and refuses to start processes, to signal them, to reach the
+network and to change files outside its empty folder. That bounds mistakes. It is not a sandbox against an attacker:
+the program shares the interpreter with what refuses, and it can read what its user can. Needs a POSIX system.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
+import selectors
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from world.sample import Turn
 from world.svg import similar
 
-SECONDS, CPU_SECONDS, MEMORY, FILE = 5.0, 2, 512 * 2**20, 2**20  # wall, processor, address space, largest file
-OUTPUT = 200_000  # characters of a program's output that are read
+SECONDS = 5.0  # by the clock, for a whole answer
+LIMITS = {
+    "RLIMIT_CPU": 2,  # seconds
+    "RLIMIT_AS": 512 * 2**20,  # bytes
+    "RLIMIT_FSIZE": 2**20,  # bytes of one file
+    "RLIMIT_CORE": 0,
+    "RLIMIT_NPROC": 0,  # no further process or thread; the kernel does not hold root to it
+}
+LONGEST = 200_000  # characters of a reply; a longer one is wrong unread
+OUTPUT = 200_000  # bytes that are read of what a program prints, and of its results
 
 
 def check(turn: Turn, reply: str) -> bool:
     """Whether `reply`, the visible answer without its thinking, answers the turn.
 
-    Raises ValueError when the turn itself is broken: its own answer cannot be read as its check wants it.
+    Raises ValueError when the turn itself is broken: its own answer is not what its check wants. (A program's own
+    answer is not run each time; tests of the generators do that.)
     """
     if not isinstance(reply, str):
         raise ValueError(f"a reply is text, got {type(reply).__name__}")
-    return bool(reply.strip()) and CHECKS[turn.check.kind](turn, reply.strip())
+    kind = turn.check.kind
+    if kind not in CHECKS:
+        raise ValueError(f"{turn.tests}: unknown check {kind!r}; known: {', '.join(CHECKS)}")
+    if kind == "program":
+        _unit_tests(turn)
+    elif not turn.answer.strip() or not CHECKS[kind](turn, turn.answer.strip()):
+        raise ValueError(f"{turn.tests}: the gold answer {turn.answer!r} fails its own check {turn.check}")
+    return len(reply) <= LONGEST and bool(reply.strip()) and CHECKS[kind](turn, reply.strip())
 
 
 def _exact(turn: Turn, reply: str) -> bool:
@@ -54,11 +79,11 @@ def _number(turn: Turn, reply: str) -> bool:
 
 def _read_number(text: str) -> Fraction | None:
     """One number and nothing else: 12, -3.5, 1,200, 2/3."""
-    plain = text.strip().rstrip(".").replace(",", "")
-    if not re.fullmatch(r"[+-]?\d{1,40}(\.\d{1,40})?(/\d{1,40})?", plain, re.ASCII):
+    plain = text.strip().removesuffix(".")
+    if not re.fullmatch(r"[+-]?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,40})?(/\d{1,40})?", plain, re.ASCII):
         return None
     try:
-        return Fraction(plain)
+        return Fraction(plain.replace(",", ""))
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -66,8 +91,8 @@ def _read_number(text: str) -> Fraction | None:
 def _integers(text: str, count: int) -> list[int] | None:
     if not re.fullmatch(r"[\s,\[\]()\-\d]{1,200}", text, re.ASCII):
         return None
-    found = [int(number) for number in re.findall(r"-?\d{1,9}", text)]
-    return found if len(found) == count else None
+    found = re.findall(r"-?\d+", text)
+    return [int(number) for number in found] if len(found) == count else None
 
 
 def _box(turn: Turn, reply: str) -> bool:
@@ -87,7 +112,8 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _gold_box(turn: Turn) -> list[float]:
     box = turn.check.data.get("box")
-    if not isinstance(box, list | tuple) or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+    four = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+    if box is None or not four or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"{turn.tests}: the gold box {box!r} is not (left, top, right, bottom)")
     return list(box)
 
@@ -99,7 +125,12 @@ def _point(turn: Turn, reply: str) -> bool:
 
 
 def _output(turn: Turn, reply: str) -> bool:
-    return "".join(reply.split()) == "".join(turn.answer.split())
+    return _tight(reply) == _tight(turn.answer)
+
+
+def _tight(text: str) -> str:
+    """White space aside, except where it keeps two words or numbers apart: [1, 2] is [1,2], but 1 2 is not 12."""
+    return re.sub(r"(?<!\w) | (?!\w)", "", " ".join(text.split()))
 
 
 def _caption(turn: Turn, reply: str) -> bool:
@@ -143,126 +174,205 @@ def holds(constraint: Mapping[str, Any], text: str) -> bool:
 
 # ---- programs --------------------------------------------------------------------------------------------------------
 
-# The child reads source and calls, and writes one JSON line per call to a pipe of its own: what the program prints goes
-# elsewhere. It never sees an expected value.
+# The child reads its task as JSON and writes one JSON line per call, or one for the whole run, to a pipe of its own:
+# what the program prints goes elsewhere. It never sees an expected value, so forged results are only guesses.
 _CHILD = r"""
-import json, os, sys
+import io, json, os, sys
+
 results, given = os.fdopen(int(sys.argv[1]), "w"), json.load(sys.stdin)
-space = {"__name__": "answer"}
+sys.argv, sys.stdin = ["answer.py"], io.StringIO(given["stdin"])
+import resource
+for name, most in given["limits"].items():
+    try:
+        resource.setrlimit(getattr(resource, name), (most, most))
+    except (ValueError, OSError):  # macOS knows the limit on address space but does not take it
+        if sys.platform == "linux":
+            raise
+
+CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+REFUSED = {
+    "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.kill", "os.killpg",
+    "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
+    "resource.setrlimit", "resource.prlimit",
+}
+HERE = os.path.realpath(os.getcwd()) + os.sep
+
+def refuse(event, arguments):
+    refused = event in REFUSED or event.startswith(("socket.", "ctypes.", "subprocess."))
+    if event == "import":
+        refused = arguments[0] in ("_posixsubprocess", "_ctypes", "_socket")
+    elif event == "open" and not isinstance(arguments[0], int) and (arguments[2] or 0) & CHANGES:
+        refused = not os.path.realpath(os.fsdecode(arguments[0])).startswith(HERE)
+    if refused:
+        raise PermissionError("refused: " + event)
+
+def say(what):
+    results.write(given["seal"] + json.dumps(what) + "\n")
+    results.flush()
+
+def reason(error):
+    try:
+        return (type(error).__name__ + ": " + str(error))[:500].removesuffix(": ")
+    except BaseException:
+        return "error"
+
+sys.addaudithook(refuse)
+space, failed = {"__name__": given["module"]}, ""
 try:
     exec(compile(given["source"], "answer.py", "exec"), space)
-    function = space[given["name"]]
+    function = space[given["name"]] if given["calls"] else None
 except BaseException as error:
-    results.write(json.dumps({"error": type(error).__name__}) + "\n")
-    results.flush()
+    over = isinstance(error, SystemExit) and error.code in (None, 0) and not given["calls"]
+    failed = "" if over else reason(error)
+try:
+    sys.stdout.flush()
+except BaseException as error:
+    failed = failed or reason(error)
+if failed or not given["calls"]:
+    say({"error": failed})
     os._exit(0)
 for arguments in given["calls"]:
     try:
-        line = json.dumps({"value": function(*arguments)})
+        said = {"value": function(*arguments)}
+        json.dumps(said)
     except BaseException as error:
-        line = json.dumps({"error": type(error).__name__})
-    results.write(given["seal"] + line + "\n")
-    results.flush()
+        said = {"error": reason(error)}
+    say(said)
 os._exit(0)
 """
 
 
+class _Ran(NamedTuple):
+    """What a child wrote: its result lines, what it printed, and why it was ended early ("" if it was not)."""
+
+    results: list[dict[str, Any]]
+    output: str
+    stopped: str
+
+
+def run_program(source: str, stdin: str = "") -> tuple[str, str]:
+    """Run a whole program in a child process with limits: (what it printed, why it failed or "").
+
+    Never raises for what the program does. What it printed before it failed is kept, up to OUTPUT bytes.
+    """
+    ran = _run(source, stdin=stdin, listen=True)
+    return ran.output, ran.stopped or str(ran.results[0].get("error"))
+
+
 def code_of(reply: str) -> str:
     """The code of a reply: what its first fence holds, or all of it."""
-    fence = re.search(r"```(?:python|py)?\s*\n(.*?)(?:```|\Z)", reply, re.DOTALL)
+    fence = re.search(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", reply, re.DOTALL)
     return fence.group(1) if fence else reply
 
 
-def _program(turn: Turn, reply: str) -> bool:
+def _unit_tests(turn: Turn) -> tuple[list[list[Any]], list[Any]]:
+    """Arguments of the calls, and what they should give as JSON has it. Raises ValueError for a broken turn."""
     tests = turn.check.data.get("tests")
-    if not tests:
-        raise ValueError(f"{turn.tests}: a program needs unit tests")
-    return _results(code_of(reply), str(turn.check.data.get("name", "f")), [t[0] for t in tests], [t[1] for t in tests])
+    if not isinstance(tests, list | tuple) or not tests:
+        raise ValueError(f"{turn.tests}: a program needs unit tests, got {tests!r}")
+    for test in tests:
+        if not isinstance(test, list | tuple) or len(test) != 2 or not isinstance(test[0], list | tuple):
+            raise ValueError(f"{turn.tests}: a unit test is [[arguments], expected], got {test!r}")
+    try:
+        calls, expected = json.loads(json.dumps([[list(a) for a, _ in tests], [e for _, e in tests]]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{turn.tests}: unit tests are plain JSON, but {error}") from error
+    return calls, expected
 
 
-def _results(source: str, name: str, calls: list[Any], expected: list[Any]) -> bool:
-    if "\x00" in source:
+def _program(turn: Turn, reply: str) -> bool:
+    calls, expected = _unit_tests(turn)
+    ran = _run(code_of(reply), name=str(turn.check.data.get("name", "f")), calls=calls)
+    if ran.stopped or len(ran.results) != len(expected):
         return False
+    return all("value" in said and _equal(said["value"], e) for said, e in zip(ran.results, expected, strict=True))
+
+
+def _run(source: str, name: str = "", calls: Sequence[Any] = (), stdin: str = "", listen: bool = False) -> _Ran:
+    """One child process: the source, then the calls of its function `name`. listen: keep what it prints."""
     seal = os.urandom(8).hex()
+    given = {
+        "source": source,
+        "module": "answer" if calls else "__main__",
+        "name": name,
+        "calls": calls,
+        "stdin": stdin,
+        "seal": seal,
+        "limits": LIMITS,
+    }
     read, write = os.pipe()
-    given = json.dumps({"source": source, "name": name, "calls": calls, "seal": seal}).encode("utf-8", "replace")
-    text = b""
-    with tempfile.TemporaryDirectory() as folder:
+    # A file rather than a pipe: ten megabytes of source then never wait for a reader. Limits are set by the child, not
+    # by preexec_fn, which is unsafe beside the threads of a model that is being evaluated.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as task,
+        open(read, "rb", 0),
+    ):
         try:
+            task.write(json.dumps(given).encode())
+            task.seek(0)
             child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _CHILD, str(write)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _CHILD, str(write)],
+                stdin=task,
+                stdout=subprocess.PIPE if listen else subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(write,),
                 cwd=folder,
                 env={},
-                preexec_fn=_limit if sys.platform != "win32" else None,
                 start_new_session=True,
             )
         finally:
             os.close(write)
-        try:
-            text = _exchange(child, given, read)
-        finally:
-            _end(child)
-            os.close(read)
-    lines = text.decode("utf-8", "replace").splitlines()
-    said = []
-    for line in lines:
-        if not line.startswith(seal):
-            return False
-        try:
-            said.append(json.loads(line.removeprefix(seal)))
-        except (ValueError, RecursionError):
-            return False
-    if len(said) != len(expected):
-        return False
-    return all("value" in one and _equal(one["value"], json.loads(json.dumps(e))) for one, e in zip(said, expected))  # noqa: B905
+        with child:
+            try:
+                texts, stopped = _listen(child, [read] if child.stdout is None else [read, child.stdout.fileno()])
+            finally:
+                _end(child)
+    lines = texts[0].decode("utf-8", "replace").splitlines()
+    results: list[dict[str, Any]] = []
+    if all(line.startswith(seal) for line in lines):  # else the program wrote to the pipe of the results
+        with contextlib.suppress(ValueError, RecursionError):
+            results = [json.loads(line.removeprefix(seal)) for line in lines]
+    if not all(isinstance(said, dict) for said in results):
+        results = []
+    if not results and not stopped:
+        stopped = f"ended without a result, exit status {child.returncode}"
+    return _Ran(results, texts[-1].decode("utf-8", "replace") if listen else "", stopped)
 
 
-def _exchange(child: "subprocess.Popen[bytes]", given: bytes, read: int) -> bytes:
-    """Give the child its task and read its results until it closes them, floods us or runs out of time."""
-    import select
-    import time
-
+def _listen(child: "subprocess.Popen[bytes]", pipes: Sequence[int]) -> tuple[list[bytes], str]:
+    """Read until the child has ended: (text of each pipe, why it has to be stopped)."""
     deadline = time.monotonic() + SECONDS
-    assert child.stdin is not None
+    late = f"no end after {SECONDS:g} s"
+    texts = dict.fromkeys(pipes, b"")
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return list(texts.values()), late
+            for key, _ in ready:
+                part = os.read(key.fd, 65_536)
+                texts[key.fd] += part
+                if not part:
+                    selector.unregister(key.fd)
+                if len(texts[key.fd]) > OUTPUT:
+                    texts[key.fd] = texts[key.fd][:OUTPUT]
+                    return list(texts.values()), f"more than {OUTPUT} bytes of output"
     try:
-        child.stdin.write(given)
-        child.stdin.close()
-    except BrokenPipeError:
-        return b""
-    text = b""
-    while len(text) < OUTPUT:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([read], [], [], left)[0]:
-            return b""
-        part = os.read(read, 65_536)
-        if not part:
-            return text
-        text += part
-    return b""
+        status = child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return list(texts.values()), late
+    return list(texts.values()), f"ended by signal {-status}" if status < 0 else ""
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
     """Kill the child with whatever it started in its session."""
-    import contextlib
-    import signal
-
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()
     child.wait()
-
-
-def _limit() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -280,7 +390,10 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _svg(turn: Turn, reply: str) -> bool:
-    return similar(turn.answer, reply)
+    gold = turn.check.data.get("svg")
+    if not isinstance(gold, str):
+        raise ValueError(f"{turn.tests}: a drawing is compared with the text data['svg'], got {gold!r}")
+    return similar(gold, reply)
 
 
 CHECKS: dict[str, Callable[[Turn, str], bool]] = {

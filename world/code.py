@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from world.clip import COLOURS
-from world.sample import Check, Image, Maker, Sample, Split, Turn, belongs, held_out
-from world.svg import Shape, render, write
+from world.sample import Check, Image, Maker, Sample, Split, Turn, belongs
+from world.svg import GRID, Shape, render, write
 
 
 class Part(NamedTuple):
@@ -291,26 +291,45 @@ def make_output(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("output", (turn,), level=level, split=split)
 
 
+def _shape(rng: random.Random) -> tuple[Shape, str]:
+    """One shape inside the grid, and its composition: kind, colour and size."""
+    kind, colour = rng.choice(("circle", "rect", "polygon", "line")), rng.choice(list(COLOURS))
+    numbers: tuple[int, ...]
+    if kind == "circle":
+        r = rng.randint(1, 2)
+        numbers, size = (rng.randint(r, GRID - r), rng.randint(r, GRID - r), r), f"{r}"
+    elif kind == "line":  # within 1 to 9: half a unit of its width lies to each side
+        direction, length = rng.choice(("flat", "upright", "falling", "rising")), rng.randint(3, 6)
+        wide, high = length * (direction != "upright"), length * (direction != "flat")
+        x, y = rng.randint(1, GRID - 1 - wide), rng.randint(1, GRID - 1 - high)
+        ends = (y + high, y) if direction == "rising" else (y, y + high)
+        numbers, size = (x, ends[0], x + wide, ends[1]), f"{direction}{length}"
+    else:
+        wide, high = rng.choice((2, 4) if kind == "polygon" else (2, 3, 4)), rng.randint(2, 4)
+        x, y = rng.randint(0, GRID - wide), rng.randint(0, GRID - high)
+        size = f"{wide}x{high}"
+        if kind == "rect":
+            numbers = (x, y, wide, high)
+        else:  # a triangle that stands on its base
+            numbers = (x, y + high, x + wide, y + high, x + wide // 2, y)
+    return Shape(kind, colour, tuple(map(float, numbers))), f"svg|{kind}|{colour}|{size}"
+
+
 def make_drawing(rng: random.Random, split: Split, level: int) -> Sample:
-    """A picture to be drawn again: shapes on a grid of ten by ten, written from top to bottom."""
+    """A picture to be drawn again: shapes on a grid of ten by ten that do not touch, written from top to bottom."""
     count = rng.randint(1, min(level, 3))
-    shapes: list[Shape] = []
-    while len(shapes) < count:
-        kind, colour = rng.choice(("circle", "rect")), rng.choice(list(COLOURS))
-        if held_out(f"svg|{colour}|{kind}") != (split == "heldout"):
-            continue
-        size = rng.randint(1, 2) if kind == "circle" else rng.randint(2, 4)
-        low = size if kind == "circle" else 0
-        shape = Shape(kind, colour, rng.randint(low, 10 - size), rng.randint(low, 10 - size), size, size)
-        if all(shape.clear_of(other) for other in shapes):
-            shapes.append(shape)
-    shapes.sort(key=lambda s: (s.y, s.x))
-    text = write(shapes)
-    side = rng.choice((70, 84, 98))
-    pixels = render(shapes, side, COLOURS)
+    drawn: list[tuple[Shape, str]] = []
+    tries = 0
+    while not drawn or (len(drawn) < count and tries < 60):  # two long shapes may leave no room for a third
+        tries += 1
+        shape, key = _shape(rng)
+        if belongs(key, split) and all(shape.clear_of(other) for other, _ in drawn):
+            drawn.append((shape, key))
+    drawn.sort(key=lambda one: (one[0].box[1], one[0].box[0]))
+    shapes = [shape for shape, _ in drawn]
+    text, pixels = write(shapes), render(shapes, rng.choice((56, 70, 84, 98, 112)))
     question = rng.choice(("draw this as svg.", "write the svg of this picture.", "svg code for the picture?"))
-    key = f"svg|{shapes[0].colour}|{shapes[0].kind}"
-    turn = Turn(question, text, "drawing", key, check=Check("svg"))
+    turn = Turn(question, text, "drawing", drawn[0][1], check=Check("svg", {"svg": text}))
     return Sample("drawing", (turn,), (Image(pixels),), level=level, split=split)
 
 
