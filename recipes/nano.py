@@ -25,27 +25,27 @@ PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half t
 # Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last.
 MIXTURE = Mixture(
     (
-        Source("scenes", "vision", 0.26, {"picture": 1.0}, levels=(1, 2), plain=PLAIN),
-        Source("captions", "vision", 0.18, {"caption": 0.85, "point": 0.15}, levels=(1, 2), plain=PLAIN),
-        Source("reading", "vision", 0.14, {"reading": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source("scenes", "vision", 0.28, {"picture": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source("captions", "vision", 0.16, {"caption": 0.85, "point": 0.15}, levels=(1, 2), plain=PLAIN),
+        Source("reading", "vision", 0.16, {"reading": 1.0}, levels=(1, 2), plain=PLAIN),
         Source(
             "figures",
             "vision",
-            0.06,
+            0.05,
             {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
             levels=(1, 2),
             plain=PLAIN,
         ),
-        Source("clips", "clip", 0.16, {"clip": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source("clips", "clip", 0.17, {"clip": 1.0}, levels=(1, 2), plain=PLAIN),
         Source(
             "code",
             "code",
-            0.07,
+            0.04,
             {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1},
             levels=(1, 2),
             plain=PLAIN,
         ),
-        Source("sums", "text", 0.07, {"sum": 1.0}, levels=(1, 2), plain=PLAIN),
+        Source("sums", "text", 0.08, {"sum": 1.0}, levels=(1, 2), plain=PLAIN),
         Source(
             "text",
             "text",
@@ -66,7 +66,7 @@ def run() -> Run:
     return Run(
         model="nano",
         mixture=MIXTURE,
-        schedule=wsd(peak=5e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
+        schedule=wsd(peak=3e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
         batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
         optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
         seed=1,

@@ -123,18 +123,19 @@ class Ask:
 def draw_scene(rng: random.Random, level: int, kind: str = "plain") -> Scene | None:
     """Things that keep clear of each other; None where chance left no room. kind: plain, ring or overlap."""
     if level == 1:
-        height, width = rng.randrange(70, 113, 14), rng.randrange(70, 113, 14)
+        height, width = rng.randrange(84, 127, 14), rng.randrange(84, 127, 14)
     elif level == 2:
-        height, width = rng.randint(70, 140), rng.randint(70, 140)
+        height, width = rng.randint(84, 140), rng.randint(84, 140)
     else:
         height, width = rng.randint(98, 196), rng.randint(98, 196)
     area = height * width
-    most = min({1: 5, 2: 6, 3: 8}[level], max(2, area // 1600))
+    # A form of two or three patches is learned many times sooner than one of one or two; small ones come with level 2.
+    sizes = {1: (26, 40), 2: (18, 34), 3: (14, 36)}[level]
+    most = min({1: 4, 2: 6, 3: 8}[level], max(2, area // (2 * sizes[1] ** 2)))
     count = 1 if rng.random() < 0.12 else rng.randint(2, most)
     # few colours and shapes in a scene: so that several things share them and counts reach beyond one
     palette = rng.sample(list(COLOURS), rng.randint(1, 3))
     forms = rng.sample(SHAPES, rng.randint(1, 3))
-    sizes = (16, 28) if level < 3 else (14, 36)
     things: list[Thing] = []
     inside = None
     if kind == "ring":

@@ -2,8 +2,8 @@
 
     make(rng, split, level)   ->   Sample "reading": one to four texts, up to 4 turns
 
-    level 1   one or two texts, upright, at least 20 px high, plain ground
-    level 2   up to three, 16 px and more, turned by up to 8 degrees, noisy grounds
+    level 1   one or two texts, upright, letters of 30 px and more, plain ground
+    level 2   up to three, 20 px and more, turned by up to 8 degrees, noisy grounds
     level 3   up to four, 14 px and more, up to 15 degrees
 
 A held-out text is a number or word whose letters were never read together in training: composition "text|347".
@@ -87,7 +87,7 @@ def _text(rng: random.Random, split: Split) -> str:
 
 def _lines(rng: random.Random, split: Split, level: int) -> tuple[int, int, list[Line]] | None:
     count = rng.randint(1, {1: 2, 2: 3, 3: 4}[level])
-    low, high = {1: (20, 28), 2: (16, 28), 3: (14, 30)}[level]
+    low, high = {1: (30, 42), 2: (20, 34), 3: (14, 30)}[level]
     lean = {1: 0, 2: 8, 3: 15}[level]
     colours = rng.sample([c for c in COLOURS if c != "yellow"], count)
     masks = []
