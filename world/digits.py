@@ -29,8 +29,8 @@ PHRASES = {
     "left": ("which digit is on the left?", "read the left digit.", "what is the left digit?"),
     "right": ("which digit is on the right?", "read the right digit.", "what is the right digit?"),
     "middle": ("which digit is in the middle?", "read the middle digit.", "what is the middle digit?"),
-    "largest": ("what is the largest digit?", "which digit is largest?", "the largest digit?"),
-    "smallest": ("what is the smallest digit?", "which digit is smallest?", "the smallest digit?"),
+    "largest": ("what is the largest value?", "which value is largest?", "the largest value?"),
+    "smallest": ("what is the smallest value?", "which value is smallest?", "the smallest value?"),
     "coloured": ("which digit is {colour}?", "read the {colour} digit.", "what is the {colour} digit?"),
     "count": ("how many digits are there?", "count the digits.", "number of digits?"),
 }
