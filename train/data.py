@@ -521,9 +521,11 @@ class Loader:
         workers: int = 1,
         state: State | None = None,
         ahead: int = 2,
+        active: int | None = None,
     ) -> None:
-        """sequence: tokens of a pack. lanes: packs of a step, over all ranks. workers: processes; 0 makes the packs
-        in this one. state: what `state` gave, of this rank or merged. ahead: steps that workers may be ahead.
+        """sequence: tokens of a pack. lanes: packs of a step, over all ranks; active: only the first so many of them
+        are used (None: all), as long as `set_sequence` says nothing else. workers: processes; 0 makes the packs in this
+        one. state: what `state` gave, of this rank or merged. ahead: steps that workers may be ahead.
         Raises ValueError when the state belongs to another mixture, seed or number of lanes.
         """
         for name, value, least in (
@@ -544,7 +546,8 @@ class Loader:
         self.mixture, self.tokenizer, self.config = mixture, tokenizer, config
         self.sequence, self.lanes, self.patch_budget, self.seed = sequence, lanes, patch_budget, seed
         self.numbers = list(range(rank, lanes, world_size))
-        self.workers, self.ahead = min(workers, len(self.numbers)), ahead
+        self.world_size, self.workers, self.ahead = world_size, workers, ahead
+        self._activate(lanes if active is None else active)
         documents = Documents(mixture, seed)
         self.origin = {
             "seed": seed,
@@ -570,9 +573,9 @@ class Loader:
         Raises ValueError when too many documents are bad, RuntimeError that names the document when making one failed.
         """
         packs: list[Pack] = []
-        for place, number in enumerate(self.numbers):
+        for place, number in enumerate(self.due):
             if self._processes:
-                pack = self._processes[place % self.workers].take()
+                pack = self._processes[place % len(self._processes)].take()
                 assert pack.lane == number, f"worker sent lane {pack.lane} where lane {number} is due"
             else:
                 pack = make_pack(self._inline[number])
@@ -589,13 +592,26 @@ class Loader:
         lanes = {str(number): self.states[number] for number in self.numbers}
         return {"origin": self.origin, "step": self.step, "sequence": self.sequence, "per_lane": lanes}
 
-    def set_sequence(self, sequence: int, patch_budget: int | None = None) -> None:
-        """Longer packs from the next step on. Raises ValueError for shorter ones: waiting documents may not fit."""
+    def set_sequence(self, sequence: int, patch_budget: int | None = None, active: int | None = None) -> None:
+        """Longer packs from the next step on, of the first `active` lanes (None: as many as now).
+
+        Raises ValueError for shorter ones: waiting documents may not fit. What waits in a lane that is no longer active
+        stays in its state.
+        """
         if sequence < self.sequence or (patch_budget or self.patch_budget) < self.patch_budget:
             raise ValueError(f"a sequence can only grow: it has {self.sequence} tokens, asked for {sequence}")
         self.close()
         self.sequence, self.patch_budget = sequence, patch_budget or self.patch_budget
+        self._activate(self.active if active is None else active)
         self._start()
+
+    def _activate(self, active: int) -> None:
+        if not 1 <= active <= self.lanes or active % self.world_size:
+            raise ValueError(
+                f"{active} active lanes of {self.lanes}: it must be a multiple of the {self.world_size} ranks"
+            )
+        self.active = active
+        self.due = [number for number in self.numbers if number < active]
 
     def report(self) -> dict[str, Any]:
         """Of this rank's lanes so far: documents and tokens per source, skipped by reason with an example, fill."""
@@ -649,10 +665,11 @@ class Loader:
         options = (self.lanes, self.sequence, self.patch_budget)
         if not self.workers:
             encoder = Encoder(self.tokenizer, self.config)
-            self._inline = {n: Lane(self._documents, encoder, n, *options, self.states[n]) for n in self.numbers}
+            self._inline = {n: Lane(self._documents, encoder, n, *options, self.states[n]) for n in self.due}
             return
-        for worker in range(self.workers):
-            lanes = {n: self.states[n] for n in self.numbers[worker :: self.workers]}
+        count = min(self.workers, len(self.due))
+        for worker in range(count):
+            lanes = {n: self.states[n] for n in self.due[worker::count]}
             parts = (self.mixture, self.tokenizer, self.config, self.seed, lanes, options)
             self._processes.append(_Worker(worker, parts, self.ahead * len(lanes)))
 

@@ -45,7 +45,7 @@ from train.muon import Muon, newton_schulz_dtype, parameter_groups
 from train.parallel import Mode, Ranks
 from train.qk_clip import PeakLogits, clip_heads
 from train.router import RouterBalance
-from train.schedule import Schedule
+from train.schedule import Schedule, Stage
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchSize:
-    """One step: `lanes` sequences over all ranks, a few at a time. The stage says how long a sequence is."""
+    """One step: `lanes` sequences over all ranks, a few at a time. The stage says how long a sequence is.
+
+    Later stages with longer sequences have fewer of them, and more patches in each: a step holds as many tokens.
+    """
 
     lanes: int = 16
     lanes_per_micro_batch: int = 4
@@ -150,6 +153,16 @@ class Run:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if isinstance(self.model, str) and self.model not in PRESETS:
             raise ValueError(f"preset {self.model!r} is unknown (known: {', '.join(PRESETS)})")
+
+    def lanes_of(self, stage: Stage, ranks: int = 1) -> int:
+        """Sequences of one step in a stage: as many tokens as in the first one, shared evenly by the ranks."""
+        lanes = self.batch.lanes * self.schedule.stages[0].sequence // stage.sequence
+        return min(self.batch.lanes, max(ranks, lanes - lanes % ranks))
+
+    def patch_budget_of(self, stage: Stage) -> int:
+        """Patches of one sequence in a stage: in proportion to its tokens."""
+        first = self.schedule.stages[0].sequence
+        return max(self.batch.patch_budget, self.batch.patch_budget * stage.sequence // first)
 
     def config(self) -> KimiConfig:
         """The model's config, also where it comes with the weights that the run starts from."""
@@ -488,7 +501,8 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
         kimi.config,
         sequence=stage.sequence,
         lanes=run.batch.lanes,
-        patch_budget=run.batch.patch_budget,
+        active=run.lanes_of(stage, ranks.world_size),
+        patch_budget=run.patch_budget_of(stage),
         seed=run.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -533,7 +547,7 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
             console.step(progress, report, stage.name, lr, waited, loader.report())
             after, _ = run.schedule.at(progress.position)
             if after.sequence != stage.sequence:
-                loader.set_sequence(after.sequence)
+                loader.set_sequence(after.sequence, run.patch_budget_of(after), run.lanes_of(after, ranks.world_size))
             if after.yarn is not None and after.yarn != stage.yarn:
                 set_yarn(kimi, after.yarn)
             if run.evaluate is not None and progress.step % run.evaluate_steps == 0:

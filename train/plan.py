@@ -3,8 +3,11 @@
 Nothing is allocated: K2's trillion parameters are planned in seconds, on any machine.
 """
 
+from dataclasses import replace
+
 import torch
 
+from fusion.config import KimiConfig
 from fusion.model import Kimi
 from fusion.sizes import count
 from train.loop import Run
@@ -18,22 +21,15 @@ def describe_run(run: Run, ranks: int) -> str:
     if ranks < 1 or run.batch.lanes % ranks:
         raise ValueError(f"{run.batch.lanes} lanes cannot be shared by {ranks} ranks: lanes must be a multiple of them")
     config = run.config()
-    parts = count(config)
-    with torch.device("meta"):
-        named = [(n, p) for n, p in Kimi(config).named_parameters() if not (run.frozen and n.startswith(run.frozen))]
-    groups = parameter_groups(named)
+    parts, sums = count(config), _optimized(run, config)
     lines = [
         f"model        {parts['whole']:,} parameters, {parts['activated']:,} activated per token; "
         f"tower {parts['tower']:,}",
         f"batch        {run.batch.lanes:,} sequences, {run.batch.lanes_per_micro_batch} at a time on each rank; "
         f"at most {run.batch.patch_budget:,} patches in one sequence",
     ]
-    sums: dict[str, int] = {}
-    for group in groups:
-        kind = "adamw" if run.optimization.kind == "adamw" else group["kind"]
-        sums[kind] = sums.get(kind, 0) + sum(parameter.numel() for parameter in group["params"])
-        tensors = len(group["params"])
-        lines.append(f"{kind:<12} {tensors:,} tensors, {sum(p.numel() for p in group['params']):,} parameters")
+    for kind, (tensors, numbers) in sums.items():
+        lines.append(f"{kind:<12} {tensors:,} tensors, {numbers:,} parameters")
     clip = f"QK-Clip at {run.optimization.tau:g}" if run.optimization.tau is not None else "no QK-Clip"
     lines.append(
         f"             weight decay {run.optimization.weight_decay:g}, gradient norm at most "
@@ -47,6 +43,36 @@ def describe_run(run: Run, ranks: int) -> str:
     return "\n".join(lines)
 
 
+def _optimized(run: Run, config: KimiConfig) -> dict[str, tuple[int, int]]:
+    """Tensors and parameters that each optimizer moves, counted on the meta device."""
+    layers = config.text.num_hidden_layers
+    known = config.text.first_k_dense_replace + 1
+    if config.text.moe_layer_freq != 1 or layers <= known + 1:
+        return _count(run, config)
+    # expert layers are alike, so two models of a few layers tell what one layer adds: K2 has 70,000 matrices
+    few, one_more = (
+        _count(run, replace(config, text=replace(config.text, num_hidden_layers=n))) for n in (known, known + 1)
+    )
+    return {
+        kind: (
+            tensors + (layers - known) * (one_more[kind][0] - tensors),
+            numbers + (layers - known) * (one_more[kind][1] - numbers),
+        )
+        for kind, (tensors, numbers) in few.items()
+    }
+
+
+def _count(run: Run, config: KimiConfig) -> dict[str, tuple[int, int]]:
+    with torch.device("meta"):
+        named = [(n, p) for n, p in Kimi(config).named_parameters() if not (run.frozen and n.startswith(run.frozen))]
+    found: dict[str, tuple[int, int]] = {}
+    for group in parameter_groups(named):
+        kind = "adamw" if run.optimization.kind == "adamw" else group["kind"]
+        tensors, numbers = found.get(kind, (0, 0))
+        found[kind] = (tensors + len(group["params"]), numbers + sum(p.numel() for p in group["params"]))
+    return found
+
+
 def _stages(run: Run) -> list[str]:
     lines = [f"{'stage':<14}{'sequence':>9}{'tokens':>22}{'steps':>12}   rate"]
     total = run.schedule.tokens
@@ -55,7 +81,7 @@ def _stages(run: Run) -> list[str]:
         if run.steps is not None:
             steps = run.steps * stage.tokens / total
         else:
-            steps = stage.tokens / (run.batch.lanes * stage.sequence)
+            steps = stage.tokens / (run.lanes_of(stage) * stage.sequence)
         steps_in_all += steps
         still = ", router at rest" if stage.name in run.optimization.router_still else ""
         tokens = f"{stage.tokens:,.0f}" if run.minutes is None and run.steps is None else f"{stage.tokens / total:.1%}"
@@ -73,14 +99,14 @@ def _stages(run: Run) -> list[str]:
     return lines
 
 
-def _memory(run: Run, ranks: int, sums: dict[str, int]) -> list[str]:
+def _memory(run: Run, ranks: int, sums: dict[str, tuple[int, int]]) -> list[str]:
     """float32 master weights and gradients, one momentum for Muon, two for AdamW. Activations are not counted."""
     sliced = ranks if run.parallel == "fsdp" else 1
-    trained = sum(sums.values())
+    muon, adamw = (sums.get(kind, (0, 0))[1] for kind in ("muon", "adamw"))
     sizes = {
-        "weights": 4 * trained,
-        "gradients": 4 * trained,
-        "optimizer": 4 * sums.get("muon", 0) + 8 * sums.get("adamw", 0),
+        "weights": 4 * (muon + adamw),
+        "gradients": 4 * (muon + adamw),
+        "optimizer": 4 * muon + 8 * adamw,
     }
     how = f"sliced over {ranks:,} ranks (fsdp)" if sliced > 1 else "whole on every rank"
     whole = sum(sizes.values()) / sliced

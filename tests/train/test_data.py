@@ -621,3 +621,23 @@ def test_pages_and_conversations_come_in_the_share_asked_for() -> None:
     assert 0.65 < sum(documents.plain("fake", i) for i in range(2000)) / 2000 < 0.75
     with pytest.raises(ValueError, match="plain is a share"):
         Source("fake", "vision", 1.0, {"picture": 1.0}, plain=1.5)
+
+
+def test_longer_packs_may_come_from_fewer_lanes(kimi: Kimi) -> None:
+    source = Source("fake", "vision", 1.0, {"picture": 1.0}, makers={"picture": make_picture})
+    options: dict[str, Any] = {"lanes": 4, "patch_budget": 4096, "seed": 1, "workers": 0}
+
+    def packs(loader: Loader) -> list[tuple[int, list[int]]]:
+        return [(pack.lane, [int(i) for d in pack.documents for i in d.ids]) for pack in loader.next_step()]
+
+    loader = Loader(Mixture((source,)), kimi.tokenizer, kimi.config, sequence=400, **options)
+    before = packs(loader)
+    loader.set_sequence(800, active=2)
+    state = loader.state()
+    assert set(state["per_lane"]) == {"0", "1", "2", "3"}, "lanes that rest keep their place"
+    after = packs(loader)
+    assert [lane for lane, _ in before] == [0, 1, 2, 3] and [lane for lane, _ in after] == [0, 1]
+    again = Loader(Mixture((source,)), kimi.tokenizer, kimi.config, sequence=800, active=2, state=state, **options)
+    assert packs(again) == after
+    with pytest.raises(ValueError, match="5 active lanes"):
+        loader.set_sequence(800, active=5)
