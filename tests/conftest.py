@@ -13,7 +13,9 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# threads beyond the cores that this process may use wait for each other at every product
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+torch.set_num_threads(min(2, cores))
 
 
 @pytest.fixture(scope="session")
