@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 from world.sample import Turn
 from world.svg import similar
 
-SECONDS = 5.0  # by the clock, for a whole answer
+SECONDS = 5.0  # by the clock, for a whole answer, from when its interpreter has started
+START = 60.0  # for the interpreter: a busy machine must not make a right answer wrong
 LIMITS = {
     "RLIMIT_CPU": 2,  # seconds
     "RLIMIT_AS": 512 * 2**20,  # bytes
@@ -48,7 +49,7 @@ def check(turn: Turn, reply: str) -> bool:
     """Whether `reply`, the visible answer without its thinking, answers the turn.
 
     Raises ValueError when the turn itself is broken: its own answer is not what its check wants. (A program's own
-    answer is not run each time; tests of the generators do that.)
+    answer is not run each time; tests of the generators do that.) RuntimeError when no program can be run at all.
     """
     if not isinstance(reply, str):
         raise ValueError(f"a reply is text, got {type(reply).__name__}")
@@ -217,6 +218,7 @@ def reason(error):
         return "error"
 
 sys.addaudithook(refuse)
+say({})  # ready
 space, failed = {"__name__": given["module"]}, ""
 try:
     exec(compile(given["source"], "answer.py", "exec"), space)
@@ -253,7 +255,8 @@ class _Ran(NamedTuple):
 def run_program(source: str, stdin: str = "") -> tuple[str, str]:
     """Run a whole program in a child process with limits: (what it printed, why it failed or "").
 
-    Never raises for what the program does. What it printed before it failed is kept, up to OUTPUT bytes.
+    Never raises for what the program does; RuntimeError when the interpreter itself does not start. What the program
+    printed before it failed is kept, up to OUTPUT bytes.
     """
     ran = _run(source, stdin=stdin, listen=True)
     return ran.output, ran.stopped or str(ran.results[0].get("error"))
@@ -328,7 +331,9 @@ def _run(source: str, name: str = "", calls: Sequence[Any] = (), stdin: str = ""
                 texts, stopped = _listen(child, [read] if child.stdout is None else [read, child.stdout.fileno()])
             finally:
                 _end(child)
-    lines = texts[0].decode("utf-8", "replace").splitlines()
+    if not texts[0]:
+        raise RuntimeError(f"the interpreter that runs programs did not start: {stopped or child.returncode}")
+    lines = texts[0].decode("utf-8", "replace").splitlines()[1:]  # the first says that it is ready
     results: list[dict[str, Any]] = []
     if all(line.startswith(seal) for line in lines):  # else the program wrote to the pipe of the results
         with contextlib.suppress(ValueError, RecursionError):
@@ -342,18 +347,19 @@ def _run(source: str, name: str = "", calls: Sequence[Any] = (), stdin: str = ""
 
 def _listen(child: "subprocess.Popen[bytes]", pipes: Sequence[int]) -> tuple[list[bytes], str]:
     """Read until the child has ended: (text of each pipe, why it has to be stopped)."""
-    deadline = time.monotonic() + SECONDS
-    late = f"no end after {SECONDS:g} s"
+    deadline, late = time.monotonic() + START, f"no sign after {START:g} s"
     texts = dict.fromkeys(pipes, b"")
     with selectors.DefaultSelector() as selector:
         for pipe in pipes:
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not ready or time.monotonic() > deadline:
                 return list(texts.values()), late
             for key, _ in ready:
                 part = os.read(key.fd, 65_536)
+                if key.fd == pipes[0] and not texts[key.fd]:
+                    deadline, late = time.monotonic() + SECONDS, f"no end after {SECONDS:g} s"
                 texts[key.fd] += part
                 if not part:
                     selector.unregister(key.fd)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import world
+import world.check
 from world.check import CHECKS, LONGEST, OUTPUT, check, code_of, holds, overlap, run_program
 from world.sample import Check, Turn
 
@@ -58,6 +59,7 @@ def test_gold_of_every_family_is_right() -> None:
 
 
 # with lone surrogates, which a tokenizer's bytes may decode to
+@settings(deadline=None)  # shared machines stall
 @given(text=st.text(st.characters() | st.sampled_from("0123456789<>=\"'/,.- \n\ud800"), max_size=60))
 def test_garbage_never_raises(text: str) -> None:
     for kind in DATA.keys() - {"program"}:
@@ -211,6 +213,16 @@ def test_files_outside_the_folder_stay_as_they_are(tmp_path: Path) -> None:
 def test_run_program(source: str, stdin: str, output: str, error: str) -> None:
     said, why = run_program(source, stdin)
     assert said == output and why.startswith(error) and bool(why) == bool(error)
+
+
+def test_an_interpreter_that_does_not_start_is_an_error_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.check, "_CHILD", "raise SystemExit(7)")
+    with pytest.raises(RuntimeError, match="did not start: 7"):
+        check(turn("program"), "def f(x): return x + 1")
+    monkeypatch.setattr(world.check, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(world.check, "START", 0.2)
+    with pytest.raises(RuntimeError, match="no sign after 0"):
+        run_program("print(1)")
 
 
 def test_a_flood_of_output_is_cut_off() -> None:

@@ -5,7 +5,7 @@ pytest tests/world/test_svg.py
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from world.clip import COLOURS
@@ -32,12 +32,14 @@ shape = st.one_of(
 )
 
 
+@settings(deadline=None)  # shared machines stall
 @given(shapes=st.lists(shape, max_size=MOST))
 def test_what_is_written_is_read(shapes: list[Shape]) -> None:
     assert read(write(shapes)) == shapes
     assert render(shapes, 20).shape == (20, 20, 3)
 
 
+@settings(deadline=None)  # shared machines stall
 @given(
     text=st.text(max_size=80) | st.lists(st.sampled_from([*'<>/="', " ", "svg", "rect", "line", "x", "1"])).map("".join)
 )
