@@ -8,9 +8,9 @@ experts, top 4, with one shared. Data is made as it is read (world/), nothing is
 holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
+    python -m recipes.nano ship runs/nano runs/nano-sft --out fusion/assets/nano     the last model, experts in 4 bits
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,7 +136,61 @@ def make_tokenizer(folder: Path) -> None:
     print(f"{folder}: {tokenizer!r}")
 
 
+def ship(runs: list[Path], folder: Path) -> None:
+    """Write the last run's model with its experts in 4 bits, and how all runs went: configs, versions, thinned logs."""
+    import json
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    from fusion.quantize import quantize
+
+    for run_folder in runs:
+        if not (run_folder / "log.jsonl").is_file():
+            raise ValueError(f"{run_folder} is no run folder: it has no log.jsonl")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as draft:
+        packed, _ = quantize(str(runs[-1] / "model"), Path(draft) / "nano")
+        for file in (Path(draft) / "nano").iterdir():
+            shutil.copyfile(file, folder / file.name)  # what else is in the folder stays
+    kept = ("step", "tokens", "seconds", "loss", "losses", "lr", "max_logit", "clipped", "load", "tokens_per_second")
+    story = []
+    for run_folder in runs:
+        rows = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+        steps = [row for row in rows if "loss" in row and "lr" in row]
+        thin = [steps[i] for i in range(0, len(steps), max(1, len(steps) // 100))] + steps[-1:]
+        versions = [json.loads(line) for line in (run_folder / "versions.jsonl").read_text().splitlines()]
+        config = json.loads((run_folder / "config.json").read_text())
+        if config.get("start"):
+            config["start"] = Path(config["start"]).name  # the folder's place on one machine says nothing
+        story.append(
+            {
+                "config": config,
+                "versions": versions,
+                "log": [{key: row[key] for key in kept if key in row} for row in thin],
+            }
+        )
+    (folder / "training.json").write_text(json.dumps(story, separators=(",", ":")) + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {packed:,} expert matrices in 4 bits, {size / 1e6:.2f} MB with the log of {len(runs)} runs")
+
+
+def main() -> None:
+    """python -m recipes.nano tokenizer | ship"""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(prog="python -m recipes.nano", description="The parts of the nano model beside its runs.")
+    parts = parser.add_subparsers(dest="part", required=True)
+    tokenizer = parts.add_parser("tokenizer", help="train the tokenizer on the training split's words")
+    tokenizer.add_argument("--out", type=Path, required=True)
+    shipping = parts.add_parser("ship", help="pack a trained run for the box")
+    shipping.add_argument("runs", type=Path, nargs="+", help="run folders, in the order they were trained")
+    shipping.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.part == "tokenizer":
+        make_tokenizer(arguments.out)
+    else:
+        ship(arguments.runs, arguments.out)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["tokenizer"] or len(sys.argv) != 4 or sys.argv[2] != "--out":
-        sys.exit("usage: python -m recipes.nano tokenizer --out FOLDER")
-    make_tokenizer(Path(sys.argv[3]))
+    main()
