@@ -534,7 +534,7 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
                 moved = run.schedule.tokens / run.steps
             else:
                 moved = clock.advance(progress, float(tokens))
-            stage, lr = run.schedule.at(min(progress.position + moved / 2, run.schedule.tokens))
+            _, lr = run.schedule.at(min(progress.position + moved / 2, run.schedule.tokens))  # of the step's middle
             speed = 0.0 if stage.name in run.optimization.router_still else run.optimization.router_speed
             report = trainer.step(packs, lr, speed, names)
             progress.step += 1
@@ -550,6 +550,7 @@ def train(run: Run, folder: str | Path, ranks: Ranks | None = None, stop_at: int
                 loader.set_sequence(after.sequence, run.patch_budget_of(after), run.lanes_of(after, ranks.world_size))
             if after.yarn is not None and after.yarn != stage.yarn:
                 set_yarn(kimi, after.yarn)
+            stage = after
             if run.evaluate is not None and progress.step % run.evaluate_steps == 0:
                 console.evaluation(progress.step, _evaluate(run.evaluate, kimi, progress.step))
             number = parallel.any_rank(caught.number or 0, ranks.device)

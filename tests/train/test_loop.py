@@ -226,7 +226,7 @@ def test_spikes_are_written_down_with_their_documents(tmp_path: Path, monkeypatc
     def spiking(self: Objective, batch: Any, taps: Any) -> Tensor:
         nonlocal calls
         calls += 1
-        return real(self, batch, taps) * (3.0 if calls in (19, 20) else 1.0)
+        return real(self, batch, taps) * (6.0 if calls in (19, 20) else 1.0)
 
     monkeypatch.setattr(Objective, "forward", spiking)
     train(tiny_run(guard=Guard(spike=2.0)), tmp_path, stop_at=11)
@@ -237,9 +237,9 @@ def test_spikes_are_written_down_with_their_documents(tmp_path: Path, monkeypatc
 
 
 def test_a_schedule_in_steps_takes_exactly_so_many(tmp_path: Path) -> None:
-    train(tiny_run(tokens=1e9, steps=5), tmp_path)
+    train(tiny_run(tokens=1e9, steps=8), tmp_path)
     rates = [record["lr"] for record in steps_of(tmp_path)]
-    assert len(rates) == 5 and max(rates) == 1e-2 and rates[-1] < rates[-2] < 1e-2
+    assert len(rates) == 8 and rates[0] < max(rates) == 1e-2 and rates[-1] < rates[-2] < 1e-2
 
 
 def test_longer_sequences_and_another_rotation_in_a_later_stage(tmp_path: Path) -> None:
@@ -255,7 +255,8 @@ def test_longer_sequences_and_another_rotation_in_a_later_stage(tmp_path: Path) 
     train(tiny_run(schedule=schedule, optimization=optimization), tmp_path)  # also across a restart
     steps = steps_of(tmp_path)
     assert [record["stage"] for record in steps][:4] == ["short", "short", "short", "long"]
-    assert steps[0]["step_tokens"] <= 4 * 64 < steps[-1]["step_tokens"] <= 4 * 128
+    assert steps[0]["step_tokens"] > 4 * 48, "four sequences of 64"
+    assert 2 * 64 < steps[3]["step_tokens"] <= 2 * 128, "two of 128: a step holds as many tokens"
     text = Kimi.from_pretrained(tmp_path / "model").config.text
     assert text.yarn == yarn and text.max_position_embeddings == 512
 
