@@ -125,8 +125,8 @@ def answer_again(turn: Turn, things: Sequence[Thing]) -> set[str]:
         edge = (max if kind == "largest" else min)(t.size for t in things)
         return {t.colour for t in things if t.size == edge}
     if kind == "overlap":
-        met = [a for i, a in enumerate(things) for b in things[:i] if abs(a.x - b.x) < 14 and abs(a.y - b.y) < 14]
-        return {"yes" if met else "no"}
+        pairs = [(a, b) for i, a in enumerate(things) for b in things[:i]]
+        return {"yes" if any(meet(a, b) for a, b in pairs) else "no"}
     if kind == "inside":
         rings = [t for t in things if t.shape == "ring"]
         held = [t for r in rings for t in things if max(map(abs, np.subtract(t.centre, r.centre))) < 7 and t is not r]
@@ -146,6 +146,13 @@ def answer_again(turn: Turn, things: Sequence[Thing]) -> set[str]:
     if kind == "side":
         return {"left" if named[0].centre[0] < other[0].centre[0] else "right"}
     return {"yes" if way_to(named[0], other[0], words) else "no"}
+
+
+def meet(a: Thing, b: Thing) -> bool:
+    """Whether the cells of two things share a pixel."""
+    across = min(a.x + a.size, b.x + b.size) - max(a.x, b.x)
+    down = min(a.y + a.size, b.y + b.size) - max(a.y, b.y)
+    return across > 0 and down > 0
 
 
 def way_to(a: Thing, b: Thing, words: list[str]) -> bool:
