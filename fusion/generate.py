@@ -325,9 +325,9 @@ class Ask:
 
     question: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUESTION")] = ()
     """What to ask. Left out: read from standard input."""
-    model: str = "untrained:tiny"
-    """Folder or hub id of a checkpoint. "untrained:tiny" and "untrained:nano" have random weights: their answers
-    mean nothing."""
+    model: str = "nano"
+    """Folder or hub id of a checkpoint; "nano" is the small model in the box. "untrained:tiny" and "untrained:nano"
+    have random weights: their answers mean nothing."""
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["-i"], metavar="FILE")] = ()
     """An image; may be given several times."""
     video: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["-v"], metavar="FILE")] = ()

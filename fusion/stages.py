@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Stages:
     """Walk a photo and a clip through every stage of the model, with shapes, token counts and timings."""
 
-    model: str = "untrained:nano"
-    """Folder or hub id of a checkpoint. The default has random weights: every stage runs, its words mean nothing."""
+    model: str = "nano"
+    """Folder or hub id of a checkpoint. The default is the model in the box, whose small world holds no photos."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A photo instead of the bundled one."""
     video: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
