@@ -50,7 +50,8 @@ def test_version() -> None:
 
 
 def test_ask_about_a_picture_and_a_clip() -> None:
-    arguments = ("ask", "-i", str(bundled("photo.jpg")), "-v", str(bundled("clip.mp4")), "--max-new-tokens", "3")
+    media = ("-i", str(bundled("photo.jpg")), "-v", str(bundled("clip.mp4")))
+    arguments = ("ask", "--model", "untrained:tiny", *media, "--max-new-tokens", "3")
     out = run(*arguments, "what", "is this?")
     assert out.returncode == 0
     assert "random weights" in out.stderr and "3 written" in out.stderr
