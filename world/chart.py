@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image as PIL
 from PIL import ImageDraw
 
-from world.clip import COLOURS, _ground
 from world.reading import WORDS, _font, _written
 from world.sample import Check, Image, Maker, Pixels, Sample, Split, Turn, belongs, held_out
+from world.scene import COLOURS, ground_of
 
 Mask = np.ndarray[Any, np.dtype[np.float32]]
 Rgb = tuple[int, int, int]
@@ -126,7 +126,7 @@ class Sheet:
     """A ground to draw on: float32 (height, width, 3). Coordinates are pixels, x to the right, y down."""
 
     def __init__(self, rng: random.Random, height: int, width: int, level: int) -> None:
-        self.pixels = _ground(rng, height, width, level).astype(np.float32)
+        self.pixels = ground_of(rng, height, width, level).astype(np.float32)
         mean = float(self.pixels.mean())
         self.dark = mean < 100
         self.ink: Rgb = (235, 235, 235) if self.dark else (20, 20, 20)

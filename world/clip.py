@@ -24,30 +24,15 @@ Compositions, tried for every visible shape and every turn:
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image as PIL
-from PIL import ImageDraw
 
-from world.sample import Clip, Maker, Pixels, Sample, Split, Turn, belongs, held_out
-
-COLOURS = {
-    "red": (220, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 80, 220),
-    "yellow": (240, 210, 40),
-    "purple": (140, 60, 180),
-    "orange": (245, 135, 30),
-    "cyan": (50, 200, 215),
-    "pink": (245, 130, 180),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
-GROUNDS = {"white": (248, 248, 248), "black": (12, 12, 12), "gray": (128, 128, 128)}
+from world.sample import Clip, Maker, Pixels, Sample, Split, held_out
+from world.scene import COLOURS, SHAPES, Ask, ground_of, mask_of, phrase
 
 STRAIGHT = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 DIAGONAL = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "down right": (1, 1)}
@@ -137,26 +122,13 @@ class _Dot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Ask:
-    """A question before its phrasing is chosen. `about`: compositions it tests; `detail`: see the module."""
-
-    kind: str
-    answer: str
-    choices: tuple[str, ...]
-    about: tuple[str, ...]
-    detail: str
-    words: dict[str, str]
-    thinking: str = ""
-
-
-@dataclass(frozen=True)
 class _Plan:
     """A clip before it is drawn."""
 
     height: int
     width: int
     frames: list[list[_Dot]]
-    asks: list[_Ask]
+    asks: list[Ask]
 
     def visible(self) -> set[str]:
         """Every composition that can be seen in it, asked about or not."""
@@ -179,7 +151,7 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
         plan = scene(rng, level)
         if plan is None or (split != "heldout" and any(map(held_out, plan.visible()))):
             continue
-        turns = list(_phrase(rng, split, plan.asks))
+        turns = list(phrase(rng, split, "clip", plan.asks, PHRASES))
         # one held-out turn is enough: to want two would favour scenes and answers with many questions
         if len(turns) >= (1 if split == "heldout" else 2):
             break
@@ -198,70 +170,17 @@ def single_frame(sample: Sample, which: int = 0) -> Sample:
     return replace(sample, media=media)
 
 
-def _phrase(rng: random.Random, split: Split, asks: list[_Ask]) -> Iterator[Turn]:
-    for ask in rng.sample(asks, len(asks)):
-        phrases = PHRASES[ask.kind]
-        for number in rng.sample(range(len(phrases)), len(phrases)):
-            keys = (*ask.about, f"clip/{ask.kind}#{number}|{ask.answer}|{ask.detail}")
-            # training: none of them is held out; held out: at least one is, and that one is the turn's composition
-            fitting = [key for key in keys if belongs(key, split)]
-            if fitting if split == "heldout" else len(fitting) == len(keys):
-                yield Turn(
-                    phrases[number].format(**ask.words),
-                    ask.answer,
-                    tests=f"clip/{ask.kind}",
-                    composition=fitting[0] if split == "heldout" else fitting[-1],
-                    thinking=ask.thinking,
-                    choices=ask.choices,
-                )
-                break
-
-
 # ---- pictures
 
 
-@lru_cache(maxsize=1024)
-def _mask(shape: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Coverage (size, size, 1) in 0..1, drawn at four times the size."""
-    n = 4 * size
-    picture = PIL.new("L", (n, n))
-    draw = ImageDraw.Draw(picture)
-    end = n - 1
-    if shape == "circle":
-        draw.ellipse((0, 0, end, end), fill=255)
-    elif shape == "square":
-        draw.rectangle((0.06 * n, 0.06 * n, 0.94 * n, 0.94 * n), fill=255)
-    elif shape == "triangle":
-        draw.polygon([(n / 2, 0), (end, 0.95 * n), (0, 0.95 * n)], fill=255)
-    elif shape == "star":
-        turns = [(0.5 if k % 2 == 0 else 0.21, np.pi * k / 5) for k in range(10)]
-        draw.polygon([(n * (0.5 + r * np.sin(a)), n * (0.53 - r * np.cos(a))) for r, a in turns], fill=255)
-    elif shape == "cross":
-        draw.rectangle((0.34 * n, 0, 0.66 * n, end), fill=255)
-        draw.rectangle((0, 0.34 * n, end, 0.66 * n), fill=255)
-    elif shape == "diamond":
-        draw.polygon([(n / 2, 0), (0.88 * n, n / 2), (n / 2, end), (0.12 * n, n / 2)], fill=255)
-    elif shape == "ring":
-        draw.ellipse((0, 0, end, end), fill=255)
-        draw.ellipse((0.28 * n, 0.28 * n, 0.72 * n, 0.72 * n), fill=0)
-    elif shape == "heart":
-        draw.ellipse((0, 0.05 * n, 0.54 * n, 0.58 * n), fill=255)
-        draw.ellipse((0.46 * n, 0.05 * n, end, 0.58 * n), fill=255)
-        draw.polygon([(0.06 * n, 0.46 * n), (0.94 * n, 0.46 * n), (n / 2, end)], fill=255)
-    else:
-        raise ValueError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
-    small = np.asarray(picture.resize((size, size), PIL.Resampling.BOX), dtype=np.float32)
-    return small[:, :, None] / np.float32(255)
-
-
 def _draw(rng: random.Random, plan: _Plan, level: int) -> Pixels:
-    ground = _ground(rng, plan.height, plan.width, level)
+    ground = ground_of(rng, plan.height, plan.width, level)
     # the same colour all through a clip, a little different in every clip
     colours = {name: np.array([v + rng.randint(-9, 9) for v in rgb], np.float32) for name, rgb in COLOURS.items()}
     frames = np.repeat(ground[None], len(plan.frames), axis=0)
     for frame, dots in zip(frames, plan.frames, strict=True):
         for dot in dots:
-            mask = _mask(dot.shape, dot.size)
+            mask = mask_of(dot.shape, dot.size)
             y, x = dot.y % plan.height, dot.x % plan.width
             if y + dot.size <= plan.height and x + dot.size <= plan.width:
                 under = frame[y : y + dot.size, x : x + dot.size]
@@ -271,22 +190,6 @@ def _draw(rng: random.Random, plan: _Plan, level: int) -> Pixels:
                 place = np.ix_(rows, columns)
                 frame[place] = frame[place] + (colours[dot.colour] - frame[place]) * mask
     return frames
-
-
-def _ground(rng: random.Random, height: int, width: int, level: int) -> Pixels:
-    base = np.array(GROUNDS[rng.choice(list(GROUNDS))], np.float32) + rng.randint(-8, 8)
-    ground = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
-    texture = rng.choice(("plain", "plain", "noise", "slope", "stripes") if level > 1 else ("plain", "plain", "noise"))
-    if texture == "noise":
-        noise = np.frombuffer(rng.randbytes(height * width), np.uint8).reshape(height, width, 1)
-        ground += (noise.astype(np.float32) - 128) * (rng.choice((4, 8, 16)) / 128)
-    elif texture == "slope":
-        tilt = np.linspace(-24, 24, width if rng.random() < 0.5 else height, dtype=np.float32)
-        ground += tilt[None, :, None] if len(tilt) == width else tilt[:, None, None]
-    elif texture == "stripes":
-        stripes = np.arange(height if rng.random() < 0.5 else width) // rng.randint(3, 7) % 2 * np.float32(20) - 10
-        ground += stripes[:, None, None] if len(stripes) == height else stripes[None, :, None]
-    return np.clip(ground, 0, 255).astype(np.uint8)
 
 
 # ---- scenes: each returns None where chance left no room, and is asked again
@@ -322,24 +225,24 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
     for thing, way, pace in zip(things, ways, paces, strict=True):
         colour, shape = thing
         about = (_pair(thing), f"{_pair(thing)}|{way}")
-        asks.append(_Ask("direction", way, choices, about, _pair(thing), _it(rng, thing, count)))
+        asks.append(Ask("direction", way, choices, about, _pair(thing), _it(rng, thing, count)))
         claim = way if rng.random() < 0.5 else rng.choice([other for other in choices if other != way])
         words = _it(rng, thing, count) | {"way": claim}
-        asks.append(_Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{_pair(thing)}|{claim}", words))
+        asks.append(Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{_pair(thing)}|{claim}", words))
         if pace <= SLOW[1] or pace >= FAST[0]:
             word = "slow" if pace <= SLOW[1] else "fast"
             about = (_pair(thing), f"{_pair(thing)}|is {word}")
-            asks.append(_Ask("speed", word, ("fast", "slow"), about, _pair(thing), _it(rng, thing, count)))
+            asks.append(Ask("speed", word, ("fast", "slow"), about, _pair(thing), _it(rng, thing, count)))
         if count > 1 and ways.count(way) == 1:
             colours = tuple(colour for colour, _ in things)
-            asks.append(_Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}))
+            asks.append(Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}))
     if count == 2:
         about = (_pair(things[0]), _pair(things[1]))
         if max(paces) >= 1.6 * min(paces):
             words, answer, other = _two(rng, things, paces.index(max(paces)))
-            asks.append(_Ask("faster", answer, (answer, other), about, other, words))
+            asks.append(Ask("faster", answer, (answer, other), about, other, words))
         detail = "|".join(sorted(colour for colour, _ in things))
-        asks.append(_Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
+        asks.append(Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
     return _Plan(height, width, _by_time(paths), asks)
 
 
@@ -357,10 +260,10 @@ def _turn(rng: random.Random, level: int) -> _Plan | None:
         path.append(_Dot(thing[1], thing[0], size, y, x))
         dy, dx = WAYS[first if t < at else last]
         y, x = y + dy * step, x + dx * step
-    asks = [_Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), _it(rng, thing, 1))]
+    asks = [Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), _it(rng, thing, 1))]
     for kind, way in (("first_way", first), ("last_way", last)):
         about = (_pair(thing), f"{_pair(thing)}|{way}")
-        asks.append(_Ask(kind, way, tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
+        asks.append(Ask(kind, way, tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
     return _Plan(height, width, _by_time([path]), asks)
 
 
@@ -386,18 +289,18 @@ def _order(rng: random.Random, level: int) -> _Plan | None:
         by = rng.randint(0, 1)
         about = (_pair(thing), f"{_pair(thing)}|{comes} {kind}")
         words = {"what": ("colour", "shape")[by], "comes": comes}
-        asks.append(_Ask(kind, thing[by], tuple(each[by] for each in things), about, f"{thing[1 - by]}|{comes}", words))
+        asks.append(Ask(kind, thing[by], tuple(each[by] for each in things), about, f"{thing[1 - by]}|{comes}", words))
     one, two = sorted(rng.sample(range(count), 2))
     words, answer, other = _two(rng, [things[one], things[two]], 0)
     about = (_pair(things[one]), _pair(things[two]))
-    asks.append(_Ask("earlier", answer, (answer, other), about, f"{other}|{comes}", words | {"comes": comes}))
+    asks.append(Ask("earlier", answer, (answer, other), about, f"{other}|{comes}", words | {"comes": comes}))
     if count > 2:
         number, by = rng.randrange(count - 1), rng.randint(0, 1)
         before, after = things[number], things[number + 1]
         words = {"a": before[by], "what": ("colour", "shape")[by], "comes": comes}
         choices = tuple(each[by] for each in things if each is not before)
         about = (_pair(before), _pair(after))
-        asks.append(_Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words))
+        asks.append(Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words))
     return _Plan(height, width, frames, asks)
 
 
@@ -422,18 +325,18 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
     for thing, blinks in zip(things, counts, strict=True):
         if blinks:
             about = (_pair(thing), f"{_pair(thing)}|blinks {blinks}")
-            asks.append(_Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, _pair(thing), _it(rng, thing, count)))
+            asks.append(Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, _pair(thing), _it(rng, thing, count)))
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
         for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
             words = _it(rng, thing, count)
-            asks.append(_Ask("blinker", _yes(blinks), ("yes", "no"), (_pair(thing),), _pair(thing), words))
+            asks.append(Ask("blinker", _yes(blinks), ("yes", "no"), (_pair(thing),), _pair(thing), words))
     if count > 1 and counts[0] != counts[1]:
         words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
         number = dict.fromkeys(things[0], counts[0]) | dict.fromkeys(things[1], counts[1])
         thinking = ", ".join(f"{word} {number[word]}" for word in words.values()) + "."
         about = (_pair(things[0]), _pair(things[1]))
-        asks.append(_Ask("more", answer, (answer, other), about, other, words, thinking))
+        asks.append(Ask("more", answer, (answer, other), about, other, words, thinking))
     return _Plan(height, width, frames, asks)
 
 
@@ -475,10 +378,10 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     path = [_Dot(thing[1], thing[0], size, *((y, aside) if down else (aside, y))) for y in chosen[0]]
     ways = ("up", "down") if down else ("left", "right")
     about = (_pair(thing), f"{_pair(thing)}|bounces {want}")
-    asks = [_Ask("bounces", str(want), ("1", "2", "3"), about, _pair(thing), _it(rng, thing, 1))]
+    asks = [Ask("bounces", str(want), ("1", "2", "3"), about, _pair(thing), _it(rng, thing, 1))]
     for kind, forward in (("first_way", positive), ("last_way", positive == (want % 2 == 0))):
         about = (_pair(thing), f"{_pair(thing)}|{ways[forward]}")
-        asks.append(_Ask(kind, ways[forward], tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
+        asks.append(Ask(kind, ways[forward], tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
     return _Plan(height, width, _by_time([path]), asks)
 
 
@@ -504,9 +407,7 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
             now = round(size + (end - size) * t / (length - 1))
             path[t] = _Dot(shape, colour, now, y + (size - now) // 2, x + (size - now) // 2)
         about = (_pair(things[0]), f"{_pair(things[0])}|{word}")
-        asks.append(
-            _Ask("grows", word, ("grow", "shrink", "stay"), about, _pair(things[0]), _it(rng, things[0], count))
-        )
+        asks.append(Ask("grows", word, ("grow", "shrink", "stay"), about, _pair(things[0]), _it(rng, things[0], count)))
     else:
         by = 0 if what == "colour" else 1
         most = min(3, length // 4) if what == "colour" else 1
@@ -523,22 +424,22 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
         words = {"it": shape if by == 0 else f"{colour} one", "what": what}
         choices = tuple((COLOURS, SHAPES)[by])
         seen = (_pair(looks[-1]), *becomes)
-        asks.append(_Ask("becomes", states[-1], choices, seen, looks[-1][1 - by], words))
+        asks.append(Ask("becomes", states[-1], choices, seen, looks[-1][1 - by], words))
         if rng.random() < 0.3:  # rare: the first frame tells
-            asks.append(_Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words))
+            asks.append(Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words))
         if steps > 1:
             words = {"a": states[-2], "what": what, "comes": "comes"}
-            asks.append(_Ask("next", states[-1], choices, seen, states[-2], words))
+            asks.append(Ask("next", states[-1], choices, seen, states[-2], words))
         if most > 1:
             numbers = tuple(str(number) for number in range(1, most + 1))
             words = {"it": shape}
-            asks.append(_Ask("colours", str(steps), numbers, (_pair(looks[0]),), shape, words))
+            asks.append(Ask("colours", str(steps), numbers, (_pair(looks[0]),), shape, words))
     if what != "size" or rng.random() < 0.5:  # size was drawn twice as often, for grow and for shrink
         choices = ("colour", "shape", "size", "nothing")
-        asks.append(_Ask("changes", what, choices, (_pair(things[0]),), _pair(things[0]), {}))
+        asks.append(Ask("changes", what, choices, (_pair(things[0]),), _pair(things[0]), {}))
     if count > 1 and what != "nothing":
         words, answer, other = _two(rng, things[:2], 0, by={"colour": 1, "shape": 0}.get(what))
-        asks.append(_Ask("changer", answer, (answer, other), (_pair(things[0]),), other, words))
+        asks.append(Ask("changer", answer, (answer, other), (_pair(things[0]),), other, words))
     others = [
         [_Dot(shape, colour, size, y, x)] * length
         for (colour, shape), size, (y, x) in zip(things[1:], sizes[1:], places[1:], strict=True)
@@ -577,9 +478,9 @@ def _collide(rng: random.Random, level: int) -> _Plan | None:
     words, one, two = _two(rng, things, 0)
     moving = {(1, 0): one, (0, 1): two, (1, 1): "both"}[movers]
     asks = [
-        _Ask("hits", _yes(touch), ("yes", "no"), about, detail, words),
-        _Ask("mover_of_two", moving, (one, two, "both"), about, detail, words),
-        _Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}),
+        Ask("hits", _yes(touch), ("yes", "no"), about, detail, words),
+        Ask("mover_of_two", moving, (one, two, "both"), about, detail, words),
+        Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}),
     ]
     return _Plan(height, width, _by_time(paths), asks)
 

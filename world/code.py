@@ -14,8 +14,8 @@ import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from world.clip import COLOURS
 from world.sample import Check, Image, Maker, Sample, Split, Turn, belongs
+from world.scene import COLOURS
 from world.svg import GRID, Shape, render, write
 
 

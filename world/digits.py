@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image as PIL
 
-from world.clip import COLOURS, _ground
 from world.sample import Image, Maker, Pixels, Sample, Split, Turn, held_out
+from world.scene import COLOURS, ground_of
 
 HELD_OUT_FROM = 1438  # of 1,797: the last 359, a fifth
 
@@ -132,7 +132,7 @@ def paint(rng: random.Random, level: int, shown: tuple[int, ...], colours: list[
     height = max(56, max(m.shape[0] for m in masks) + rng.randint(4, spare))
     wanted = sum(m.shape[1] for m in masks) + gap * (len(masks) - 1)
     width = max(56, wanted + rng.randint(4, spare))
-    pixels = _ground(rng, height, width, level).astype(np.float32)
+    pixels = ground_of(rng, height, width, level).astype(np.float32)
     mean = float(pixels.mean())
     x = rng.randint(2, width - wanted - 2)
     for i, mask in enumerate(masks):

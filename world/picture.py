@@ -15,16 +15,15 @@ Compositions, tried for every visible shape and every turn:
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from world.clip import COLOURS, SHAPES, _ground, _mask
 from world.sample import Check, Image, Maker, Pixels, Sample, Split, Turn, belongs, held_out
+from world.scene import COLOURS, SHAPES, Ask, ground_of, mask_of, phrase
 
 NUMBERS = tuple(map(str, range(10)))  # eight things at most, and one inside or over another
 YES_NO = ("yes", "no")
-EXACT = Check()
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 # One word for one idea, few words in all: the reader is small.
@@ -103,20 +102,6 @@ class Scene:
         return self.things if self.inside is None else (*self.things, self.inside)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A question before its phrasing is chosen. about: compositions it tests."""
-
-    kind: str
-    answer: str
-    words: dict[str, str] = field(default_factory=dict)
-    choices: tuple[str, ...] = ()
-    about: tuple[str, ...] = ()
-    detail: str = ""
-    thinking: str = ""
-    check: Check = EXACT
-
-
 # ---- scenes
 
 
@@ -193,9 +178,9 @@ def _clear(a: Thing, b: Thing, gap: int = 3) -> bool:
 
 def paint(rng: random.Random, scene: Scene, level: int) -> Pixels:
     """uint8 (height, width, 3)."""
-    pixels = _ground(rng, scene.height, scene.width, level).copy()
+    pixels = ground_of(rng, scene.height, scene.width, level).copy()
     for thing in scene.all:
-        mask = _mask(thing.shape, thing.size)
+        mask = mask_of(thing.shape, thing.size)
         colour = np.array([v + rng.randint(-9, 9) for v in COLOURS[thing.colour]], np.float32)
         under = pixels[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size]
         under[:] = under + (colour - under) * mask
@@ -212,25 +197,33 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
     shapes = [t.shape for t in things]
     pairs = [(t.colour, t.shape) for t in things]
     look = "|".join(sorted(f"{c}|{s}" for c, s in set(pairs)))
-    yield Ask("count", str(len(things)), {}, NUMBERS, detail=look)
+    yield Ask("count", str(len(things)), words={}, choices=NUMBERS, detail=look)
     colour = rng.choice(colours) if rng.random() < 0.8 else rng.choice(list(COLOURS))
     yield Ask(
-        "count_colour", str(colours.count(colour)), {"colour": colour}, NUMBERS, detail=f"{colour}|{rng.choice(shapes)}"
+        "count_colour",
+        str(colours.count(colour)),
+        words={"colour": colour},
+        choices=NUMBERS,
+        detail=f"{colour}|{rng.choice(shapes)}",
     )
     shape = rng.choice(shapes) if rng.random() < 0.8 else rng.choice(SHAPES)
     plural = "crosse" if shape == "cross" else shape
     yield Ask(
-        "count_shape", str(shapes.count(shape)), {"shape": plural}, NUMBERS, detail=f"{shape}|{rng.choice(colours)}"
+        "count_shape",
+        str(shapes.count(shape)),
+        words={"shape": plural},
+        choices=NUMBERS,
+        detail=f"{shape}|{rng.choice(colours)}",
     )
     pair = _pair(rng, pairs)
     plural = "crosse" if pair[1] == "cross" else pair[1]
     yield Ask(
         "count_both",
         str(pairs.count(pair)),
-        {"colour": pair[0], "shape": plural},
-        NUMBERS,
-        ("|".join(pair),),
-        "|".join(pair),
+        words={"colour": pair[0], "shape": plural},
+        choices=NUMBERS,
+        about=("|".join(pair),),
+        detail="|".join(pair),
     )
     # half of the answers are no: a pair that is not there, made of parts that are
     there = rng.random() < 0.5
@@ -240,19 +233,33 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
         yield Ask(
             "exists",
             "yes" if there else "no",
-            {"colour": pair[0], "shape": pair[1]},
-            YES_NO,
-            ("|".join(pair),),
-            "|".join(pair),
+            words={"colour": pair[0], "shape": pair[1]},
+            choices=YES_NO,
+            about=("|".join(pair),),
+            detail="|".join(pair),
         )
     single = [t for t in things if shapes.count(t.shape) == 1]
     if single:
         t = rng.choice(single)
-        yield Ask("colour", t.colour, {"shape": t.shape}, tuple(COLOURS), (f"{t.colour}|{t.shape}",), t.shape)
+        yield Ask(
+            "colour",
+            t.colour,
+            words={"shape": t.shape},
+            choices=tuple(COLOURS),
+            about=(f"{t.colour}|{t.shape}",),
+            detail=t.shape,
+        )
     single = [t for t in things if colours.count(t.colour) == 1]
     if single:
         t = rng.choice(single)
-        yield Ask("shape", t.shape, {"colour": t.colour}, SHAPES, (f"{t.colour}|{t.shape}",), t.colour)
+        yield Ask(
+            "shape",
+            t.shape,
+            words={"colour": t.colour},
+            choices=SHAPES,
+            about=(f"{t.colour}|{t.shape}",),
+            detail=t.colour,
+        )
     if len(things) > 1:
         yield from _relations(rng, scene, pairs)
         yield from _extremes(rng, scene)
@@ -260,9 +267,16 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
     if scene.inside is not None:
         pair = (scene.inside.colour, scene.inside.shape)
         if shapes.count("ring") == 1:
-            yield Ask("inside", pair[1], {}, tuple(s for s in SHAPES if s != "ring"), ("|".join(pair),), "|".join(pair))
+            yield Ask(
+                "inside",
+                pair[1],
+                words={},
+                choices=tuple(s for s in SHAPES if s != "ring"),
+                about=("|".join(pair),),
+                detail="|".join(pair),
+            )
     elif len(things) > 1 and (scene.overlap or rng.random() < 0.06):  # as often as scenes that overlap
-        yield Ask("overlap", "yes" if scene.overlap else "no", {}, YES_NO, detail=look)
+        yield Ask("overlap", "yes" if scene.overlap else "no", words={}, choices=YES_NO, detail=look)
 
 
 def _pair(rng: random.Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:
@@ -294,10 +308,10 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
         yield Ask(
             "relation",
             "yes" if yes else "no",
-            {"a": a.name, "b": b.name, "where": true if yes else false},
-            YES_NO,
-            both,
-            "|".join((*both, true)),
+            words={"a": a.name, "b": b.name, "where": true if yes else false},
+            choices=YES_NO,
+            about=both,
+            detail="|".join((*both, true)),
         )
     across: list[tuple[Thing, Thing, str, str] | None] = [o for o in options if " of" in o[2]]
     chosen = rng.choice(across or [None])  # drawn from even where there is none: what follows stays what it was
@@ -308,20 +322,20 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
         yield Ask(
             "side",
             true.split()[0],
-            {"a": a.name, "b": b.name, "way": first.split()[0], "other": second.split()[0]},
-            ("left", "right"),
-            both,
-            "|".join(both),
+            words={"a": a.name, "b": b.name, "way": first.split()[0], "other": second.split()[0]},
+            choices=("left", "right"),
+            about=both,
+            detail="|".join(both),
         )
     if len(scene.all) == 2:  # only one can be meant
         a, b, true, _ = rng.choice(options)
         yield Ask(
             "beside",
             a.colour,
-            {"b": b.name, "where": true},
-            tuple(COLOURS),
-            (f"{a.colour}|{a.shape}",),
-            f"{b.colour}|{b.shape}|{true}",
+            words={"b": b.name, "where": true},
+            choices=tuple(COLOURS),
+            about=(f"{a.colour}|{a.shape}",),
+            detail=f"{b.colour}|{b.shape}|{true}",
         )
 
 
@@ -329,14 +343,28 @@ def _extremes(rng: random.Random, scene: Scene) -> Iterator[Ask]:
     by_size = sorted(scene.all, key=lambda t: t.size)
     for kind, best, next_ in (("largest", by_size[-1], by_size[-2]), ("smallest", by_size[0], by_size[1])):
         if abs(best.size - next_.size) >= 4:
-            yield Ask(kind, best.colour, {}, tuple(COLOURS), (f"{best.colour}|{best.shape}",), next_.name)
+            yield Ask(
+                kind,
+                best.colour,
+                words={},
+                choices=tuple(COLOURS),
+                about=(f"{best.colour}|{best.shape}",),
+                detail=next_.name,
+            )
     named = [t for t in scene.things if sum(o.name == t.name for o in scene.all) == 1]
     if len(scene.all) > 2 and named and scene.inside is None:
         b = rng.choice(named)
         others = sorted((t for t in scene.all if t is not b), key=lambda t: _distance(t, b))
         if _distance(others[1], b) - _distance(others[0], b) >= 10:
             a = others[0]
-            yield Ask("nearest", a.colour, {"b": b.name}, tuple(COLOURS), (f"{a.colour}|{a.shape}",), b.name)
+            yield Ask(
+                "nearest",
+                a.colour,
+                words={"b": b.name},
+                choices=tuple(COLOURS),
+                about=(f"{a.colour}|{a.shape}",),
+                detail=b.name,
+            )
 
 
 def _distance(a: Thing, b: Thing) -> float:
@@ -361,8 +389,8 @@ def _more(rng: random.Random, colours: list[str], shapes: list[str]) -> Iterator
     yield Ask(
         "more",
         many(x if n > m else y),
-        {"x": many(x), "y": many(y)},
-        (many(x), many(y)),
+        words={"x": many(x), "y": many(y)},
+        choices=(many(x), many(y)),
         detail=f"{x}|{y}",
         thinking=f"{n} {many(x)}, {m} {many(y)}.",
     )
@@ -378,28 +406,6 @@ def caption(scene: Scene) -> tuple[str, list[list[str]]]:
     facts.sort(key=lambda fact: fact[:4])
     listed = [[t.colour, t.shape, f"{ROWS[row]} {COLUMNS[column]}"] for row, column, _, _, t in facts]
     return ", ".join(" ".join(fact) for fact in listed), listed
-
-
-def phrase(
-    rng: random.Random, split: Split, family: str, questions: list[Ask], phrases: dict[str, tuple[str, ...]]
-) -> Iterator[Turn]:
-    """Turns of a split, in random order, each in a phrasing that its composition allows there."""
-    for ask in rng.sample(questions, len(questions)):
-        wordings = phrases[ask.kind]
-        for number in rng.sample(range(len(wordings)), len(wordings)):
-            keys = (*ask.about, f"{family}/{ask.kind}#{number}|{ask.answer}|{ask.detail}")
-            fitting = [key for key in keys if belongs(key, split)]
-            if fitting if split == "heldout" else len(fitting) == len(keys):
-                yield Turn(
-                    wordings[number].format(**ask.words),
-                    ask.answer,
-                    tests=f"{family}/{ask.kind}",
-                    composition=fitting[0] if split == "heldout" else fitting[-1],
-                    thinking=ask.thinking,
-                    check=ask.check,
-                    choices=ask.choices,
-                )
-                break
 
 
 # ---- makers
@@ -461,9 +467,13 @@ def make_point(rng: random.Random, split: Split, level: int) -> Sample:
             pair = f"{t.colour}|{t.shape}"
             middle = f"{(box[0] + box[2]) // 2} {(box[1] + box[3]) // 2}"
             questions.append(
-                Ask("box", " ".join(map(str, box)), {"a": t.name}, about=(pair,), check=Check("box", {"box": box}))
+                Ask(
+                    "box", " ".join(map(str, box)), words={"a": t.name}, about=(pair,), check=Check("box", {"box": box})
+                )
             )
-            questions.append(Ask("centre", middle, {"a": t.name}, about=(pair,), check=Check("point", {"box": box})))
+            questions.append(
+                Ask("centre", middle, words={"a": t.name}, about=(pair,), check=Check("point", {"box": box}))
+            )
         turns = list(phrase(rng, split, "point", questions, PHRASES))
         if turns:
             break

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
-from world.clip import COLOURS, _ground
 from world.sample import Image, Maker, Pixels, Sample, Split, Turn, belongs
+from world.scene import COLOURS, ground_of
 
 WORDS = (
     "ant ape arm art bag bat bed bee big book box boy bus cake call cap car cat chair city cloud coat cold cook "
@@ -116,7 +116,7 @@ def _lines(rng: random.Random, split: Split, level: int) -> tuple[int, int, list
 
 
 def _paint(rng: random.Random, height: int, width: int, lines: list[Line], level: int) -> Pixels:
-    pixels = _ground(rng, height, width, level).astype(np.float32)
+    pixels = ground_of(rng, height, width, level).astype(np.float32)
     dark = float(pixels.mean()) < 100
     for line in lines:
         rgb = np.array(COLOURS[line.colour], np.float32)

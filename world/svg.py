@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from world.clip import COLOURS
 from world.sample import Pixels
+from world.scene import COLOURS
 
 GRID, MOST, LONGEST = 10, 20, 8000  # units of a side; shapes, and characters, of a drawing
 NUMBERS: dict[str, tuple[str, ...]] = {

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from world.clip import COLOURS
 from world.reading import WORDS
 from world.sample import Check, Maker, Pixels, Sample, Split, Turn, belongs, held_out
+from world.scene import COLOURS
 
 # Levels 1 and 2 are in the shipped weights, 1 to 3 in the shipped tokenizer: either is made again, byte for byte, only
 # while those levels stay as they are. What they lack comes from here on.

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import world.clip
-from world.clip import COLOURS, SHAPES, make, single_frame
+from world.clip import make, single_frame
 from world.sample import Clip, Pixels, Sample, Split, held_out, rng_of
+from world.scene import COLOURS, SHAPES
 
 # (down, right) of each word, said again here: a test that read it from world.clip would not see the two swapped
 STRAIGHT = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}

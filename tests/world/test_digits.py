@@ -13,9 +13,9 @@ import pytest
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from world import digits
-from world.clip import COLOURS
 from world.digits import PHRASES, make, paint
 from world.sample import Image, Sample, Split, held_out, rng_of
+from world.scene import COLOURS
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "heldout")
 

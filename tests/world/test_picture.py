@@ -14,9 +14,9 @@ import pytest
 
 import world
 from world.check import check, overlap
-from world.clip import COLOURS, SHAPES
 from world.picture import Scene, Thing, asks, caption, draw_scene, paint
 from world.sample import Image, Pixels, Sample, Split, Turn, held_out, rng_of
+from world.scene import COLOURS, SHAPES
 
 FAMILIES = ("picture", "caption", "point", "reading")
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
-from world.clip import COLOURS
 from world.reading import PHRASES, WORDS, make
 from world.sample import Image, Sample, Split, held_out, rng_of
+from world.scene import COLOURS
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "heldout")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from world.clip import COLOURS
+from world.scene import COLOURS
 from world.svg import MOST, Shape, read, render, similar, write
 
 CIRCLE = Shape("circle", "red", (3, 4, 2))

@@ -16,8 +16,8 @@ import pytest
 import world
 import world.text
 from world.check import check
-from world.clip import COLOURS
 from world.sample import Split, Turn, held_out
+from world.scene import COLOURS
 from world.text import (
     DAYS,
     MAKERS,
