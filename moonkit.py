@@ -20,6 +20,7 @@ VERBS = {
     "data": ("train.show", "show what is trained on, token by token with the loss mask in colour"),
     "pretrain": ("train.pretrain", "train a model from random weights by a recipe; continues after a kill"),
     "sft": ("train.sft", "fine-tune a trained model by a recipe"),
+    "ablate": ("recipes.ablations", "change one choice of the recipe at a time; a curve and a table for each"),
     "plot": ("train.plot", "draw the curves of one or more runs"),
     "bench": ("fusion.bench", "measure vision, prefill and decoding, beside transformers when it is installed"),
     "bench train": ("train.bench", "measure a training step, beside transformers when it is installed"),

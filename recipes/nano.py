@@ -22,43 +22,41 @@ from train.sft import short
 
 PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half the tokens for the same answers
 
-# Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last.
+
+def _source(name: str, group: str, weight: float, families: dict[str, float]) -> Source:
+    return Source(name, group, weight, families, levels=(1, 2), plain=PLAIN)
+
+
+# Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last. Small
+# pictures of one thing or a few letters ("things", "glyphs") are where forms are learned: 20 tokens for one, not 100.
 MIXTURE = Mixture(
     (
-        Source("scenes", "vision", 0.28, {"picture": 1.0}, levels=(1, 2), plain=PLAIN),
-        Source("captions", "vision", 0.16, {"caption": 0.85, "point": 0.15}, levels=(1, 2), plain=PLAIN),
-        Source("reading", "vision", 0.16, {"reading": 1.0}, levels=(1, 2), plain=PLAIN),
-        Source(
+        _source("things", "vision", 0.07, {"thing": 1.0}),
+        _source("captions", "vision", 0.13, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.20, {"picture": 1.0}),
+        _source("glyphs", "vision", 0.07, {"glyph": 1.0}),
+        _source("reading", "vision", 0.11, {"reading": 1.0}),
+        _source(
             "figures",
             "vision",
-            0.05,
-            {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
-            levels=(1, 2),
-            plain=PLAIN,
-        ),
-        Source("clips", "clip", 0.17, {"clip": 1.0}, levels=(1, 2), plain=PLAIN),
-        Source(
-            "code",
-            "code",
             0.04,
-            {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1},
-            levels=(1, 2),
-            plain=PLAIN,
+            {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
         ),
-        Source("sums", "text", 0.08, {"sum": 1.0}, levels=(1, 2), plain=PLAIN),
-        Source(
+        _source("stories", "clip", 0.08, {"story": 1.0}),
+        _source("clips", "clip", 0.14, {"clip": 1.0}),
+        _source("code", "code", 0.04, {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1}),
+        _source("sums", "text", 0.08, {"sum": 1.0}),
+        _source(
             "text",
             "text",
-            0.05,
+            0.03,
             {"word": 0.25, "sort": 0.15, "date": 0.1, "logic": 0.2, "follow": 0.1, "tool": 0.1, "proxy": 0.1},
-            levels=(1, 2),
-            plain=PLAIN,
         ),
-        Source("library", "text", 0.01, corpus="python", window=1500),
+        Source("library", "library", 0.01, corpus="python", window=1500),
     )
 )
 
-TOKENS = 30e6
+TOKENS = 24e6
 
 
 def run() -> Run:

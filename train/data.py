@@ -15,6 +15,7 @@ A pack remembers the state of its lane behind it: a few numbers. From them the n
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import queue
@@ -62,7 +63,7 @@ class Source:
     family -> share of the source's documents. levels: lowest and highest, drawn evenly. makers: makers of your own,
     by family name; None means the world's. plain: share of the samples written as plain text, question and answer on
     lines of their own, instead of as a conversation: half the tokens. corpus: see train/corpus.py; window: bytes of one
-    text document there.
+    text document there. after: so many tokens of a lane pass before it begins; until then the others share its part.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Source:
     plain: float = 0.0
     corpus: str | None = None
     window: int = 3000
+    after: int = 0
 
     def __post_init__(self) -> None:
         if not self.name or not self.group:
@@ -84,6 +86,8 @@ class Source:
             raise ValueError(f"source {self.name} needs either families or a corpus")
         if any(not share > 0 for share in self.families.values()):
             raise ValueError(f"source {self.name}: shares of families must be positive, got {dict(self.families)}")
+        if self.after < 0:
+            raise ValueError(f"source {self.name}: after counts tokens, got {self.after}")
         if not 0 <= self.plain <= 1:
             raise ValueError(f"source {self.name}: plain is a share between 0 and 1, got {self.plain}")
         if not 1 <= self.levels[0] <= self.levels[1]:
@@ -100,6 +104,7 @@ class Source:
             self.plain,
             self.corpus,
             self.window,
+            *((self.after,) if self.after else ()),
         )
         return f"{crc32(repr(said).encode()):08x}"
 
@@ -118,12 +123,27 @@ class Mixture:
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"two sources have the same name: {', '.join(twice)}")
+        if all(source.after for source in self.sources):
+            raise ValueError("a mixture needs a source that begins at once, after=0")
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of all tokens that each source gets."""
+        """Share of all tokens that each source gets once all have begun."""
         total = sum(source.weight for source in self.sources)
         return {source.name: source.weight / total for source in self.sources}
+
+    def wanted(self, tokens: float) -> dict[str, float]:
+        """How many of a lane's first `tokens` tokens are each source's."""
+        wanted = dict.fromkeys(self.shares, 0.0)
+        for start, stop in pairwise((*sorted({source.after for source in self.sources}), math.inf)):
+            span = min(tokens, stop) - start
+            if span <= 0:
+                break
+            begun = [source for source in self.sources if source.after <= start]
+            total = sum(source.weight for source in begun)
+            for source in begun:
+                wanted[source.name] += span * (source.weight / total)
+        return wanted
 
 
 # ---- 2 document ------------------------------------------------------------------------------------------------------
@@ -472,8 +492,8 @@ class Lane:
 
     def _draw(self) -> None:
         """Put one more document of the source that lags most among the waiting; count it when it is bad."""
-        total = sum(self.tokens.values()) + 1
-        name = max(self.shares, key=lambda n: self.shares[n] * total - self.tokens[n])
+        wanted = self.documents.mixture.wanted(sum(self.tokens.values()) + 1)
+        name = max(wanted, key=lambda n: wanted[n] - self.tokens[n])
         index = self.number + self.lanes * self.next[name]
         self.next[name] += 1
         try:

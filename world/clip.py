@@ -1,6 +1,7 @@
 """Clips of 4 to 16 frames whose questions need more than one frame.
 
-    make(rng, split, level)   ->   Sample: one Clip of moving, blinking, changing shapes and up to 5 turns
+    make(rng, split, level)         ->   Sample "clip": moving, blinking, changing shapes and up to 5 turns
+    make_story(rng, split, level)   ->   Sample "story": the same scenes, told in a line
 
     travel    shapes cross the picture                direction, moves, speed, faster, mover, same
     turn      a shape turns, or not                   first_way, last_way, turns
@@ -31,14 +32,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from world.sample import Clip, Maker, Pixels, Sample, Split, held_out
+from world.sample import Clip, Maker, Pixels, Sample, Split, Turn, held_out
 from world.scene import COLOURS, SHAPES, Ask, ground_of, mask_of, phrase
 
 STRAIGHT = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 DIAGONAL = {"up left": (-1, -1), "up right": (-1, 1), "down left": (1, -1), "down right": (1, 1)}
 WAYS = STRAIGHT | DIAGONAL
 SLOW, MIDDLE, FAST = (4, 6), (7, 10), (11, 14)  # px per frame
-SMALL, LARGE = 11, 34  # px: what shrinks or grows ends there, from 20 to 24
+SIZES = (18, 26)  # px, of what keeps its size
+SMALL, LARGE = 11, 36  # px: what shrinks or grows ends there, from 21 to 25
 
 # One word for one idea, few words in all: the reader is small. {it} names a shape, {a} and {b} are two to choose from.
 PHRASES = {
@@ -107,6 +109,7 @@ PHRASES = {
         "{a}, {b} or both, which moves?",
         "what moves, {a}, {b} or both?",
     ),
+    "story": ("what happens?", "tell what happens."),
     "end": ("stop or back at the end?", "at the end, stop or back?", "what comes at the end, stop or back?"),
 }
 
@@ -129,6 +132,7 @@ class _Plan:
     width: int
     frames: list[list[_Dot]]
     asks: list[Ask]
+    story: str  # all that happens, in few words
 
     def visible(self) -> set[str]:
         """Every composition that can be seen in it, asked about or not."""
@@ -142,11 +146,7 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
     Level 1 has 4 or 8 frames and four ways to move; level 2 has 8 or 12, diagonals, turns and bounces; level 3 has up
     to 16 and larger pictures with more shapes.
     """
-    if level not in (1, 2, 3):
-        raise ValueError(f"clips have levels 1 to 3, got {level}")
-    scenes = [name for name in SCENES if level > 1 or name not in ("turn", "bounce")]
-    # chosen once, not again after a rejection: every split has the same share of each scene
-    scene = SCENES[rng.choices(scenes, [SCENES[name][1] for name in scenes])[0]][0]
+    scene = _kind(rng, level)
     while True:
         plan = scene(rng, level)
         if plan is None or (split != "heldout" and any(map(held_out, plan.visible()))):
@@ -157,6 +157,29 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
             break
     frames = _draw(rng, plan, level)
     return Sample("clip", tuple(turns[:5]), (Clip(frames, fps=2.0),), level=level, split=split)
+
+
+def make_story(rng: random.Random, split: Split, level: int) -> Sample:
+    """One clip, told: who is in it and what it does. Held out: something that happens in it is."""
+    scene = _kind(rng, level)
+    while True:
+        plan = scene(rng, level)
+        if plan is None:
+            continue
+        held = sorted(filter(held_out, plan.visible()))
+        if bool(held) == (split == "heldout"):
+            break
+    key = held[0] if held else min(plan.visible())
+    turn = Turn(rng.choice(PHRASES["story"]), plan.story, "story", key)
+    return Sample("story", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+
+
+def _kind(rng: random.Random, level: int) -> "_Scene":
+    """Which scene it is to be: chosen once, not again after a rejection, so every split has the same share of each."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"clips have levels 1 to 3, got {level}")
+    scenes = [name for name in SCENES if level > 1 or name not in ("turn", "bounce")]
+    return SCENES[rng.choices(scenes, [SCENES[name][1] for name in scenes])[0]][0]
 
 
 def single_frame(sample: Sample, which: int = 0) -> Sample:
@@ -222,6 +245,9 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
         return None
     choices = tuple(STRAIGHT if level == 1 else WAYS)
     asks = []
+    story = ", ".join(
+        f"{_name(thing)} {way}{_pace(pace)}" for thing, way, pace in zip(things, ways, paces, strict=True)
+    )
     for thing, way, pace in zip(things, ways, paces, strict=True):
         colour, shape = thing
         about = (_pair(thing), f"{_pair(thing)}|{way}")
@@ -243,7 +269,7 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
             asks.append(Ask("faster", answer, (answer, other), about, other, words))
         detail = "|".join(sorted(colour for colour, _ in things))
         asks.append(Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
-    return _Plan(height, width, _by_time(paths), asks)
+    return _Plan(height, width, _by_time(paths), asks, story)
 
 
 def _turn(rng: random.Random, level: int) -> _Plan | None:
@@ -253,7 +279,7 @@ def _turn(rng: random.Random, level: int) -> _Plan | None:
     first = rng.choice(list(STRAIGHT))
     last = first if rng.random() < 0.5 else rng.choice([way for way in STRAIGHT if way != first])
     at = rng.randint(3, length - 4)  # at least three steps each way
-    step, size = rng.randint(6, 12), rng.randint(14, 22)
+    step, size = rng.randint(6, 12), rng.randint(*SIZES)
     y, x = rng.randrange(height), rng.randrange(width)
     path = []
     for t in range(length):
@@ -264,7 +290,8 @@ def _turn(rng: random.Random, level: int) -> _Plan | None:
     for kind, way in (("first_way", first), ("last_way", last)):
         about = (_pair(thing), f"{_pair(thing)}|{way}")
         asks.append(Ask(kind, way, tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
-    return _Plan(height, width, _by_time([path]), asks)
+    story = f"{_name(thing)} {first}" + (f", then {last}" if last != first else "")
+    return _Plan(height, width, _by_time([path]), asks, story)
 
 
 def _order(rng: random.Random, level: int) -> _Plan | None:
@@ -272,7 +299,7 @@ def _order(rng: random.Random, level: int) -> _Plan | None:
     length = _length(rng, level)
     count = rng.choice({1: (2, 3), 2: (2, 3, 3), 3: (3, 4)}[level])
     things = _things(rng, count)  # in order of time
-    sizes = [rng.randint(14, 22) for _ in things]
+    sizes = [rng.randint(*SIZES) for _ in things]
     places = _places(rng, sizes, height, width)
     if places is None:
         return None
@@ -301,7 +328,8 @@ def _order(rng: random.Random, level: int) -> _Plan | None:
         choices = tuple(each[by] for each in things if each is not before)
         about = (_pair(before), _pair(after))
         asks.append(Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words))
-    return _Plan(height, width, frames, asks)
+    story = ", then ".join(f"{_name(thing)} {comes}" for thing in things)
+    return _Plan(height, width, frames, asks, story)
 
 
 def _blink(rng: random.Random, level: int) -> _Plan | None:
@@ -309,7 +337,7 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
     length = 8 if level == 1 else rng.choice((8, 12))  # the length must not tell the count: four fit in 8
     count = rng.choice((1, 2) if level == 1 else (2, 2, 3))
     things = _things(rng, count)
-    sizes = [rng.randint(14, 22) for _ in things]
+    sizes = [rng.randint(*SIZES) for _ in things]
     places = _places(rng, sizes, height, width)
     if places is None:
         return None
@@ -337,7 +365,8 @@ def _blink(rng: random.Random, level: int) -> _Plan | None:
         thinking = ", ".join(f"{word} {number[word]}" for word in words.values()) + "."
         about = (_pair(things[0]), _pair(things[1]))
         asks.append(Ask("more", answer, (answer, other), about, other, words, thinking))
-    return _Plan(height, width, frames, asks)
+    story = ", ".join(f"{_name(thing)} blinks {blinks}" for thing, blinks in zip(things, counts, strict=True))
+    return _Plan(height, width, frames, asks, story)
 
 
 def _walls(at: int, step: int, room: int, length: int) -> tuple[list[int], int] | None:
@@ -362,7 +391,7 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     want = rng.randint(1, 3)
     for _ in range(400):
         height, width = _sides(rng, min(level, 2))  # three bounces need a near wall
-        size, step = rng.randint(16, 24), rng.randint(7, 16)
+        size, step = rng.randint(18, 26), rng.randint(7, 16)
         down = rng.random() < 0.5
         room, wide = (height, width) if down else (width, height)
         at, aside = rng.randint(0, room - size), rng.randint(0, wide - size)
@@ -382,7 +411,8 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     for kind, forward in (("first_way", positive), ("last_way", positive == (want % 2 == 0))):
         about = (_pair(thing), f"{_pair(thing)}|{ways[forward]}")
         asks.append(Ask(kind, ways[forward], tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
-    return _Plan(height, width, _by_time([path]), asks)
+    story = f"{_name(thing)} {ways[positive]}, bounces {want}"
+    return _Plan(height, width, _by_time([path]), asks, story)
 
 
 def _change(rng: random.Random, level: int) -> _Plan | None:
@@ -391,8 +421,8 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
     count = rng.choice((1, 2) if level < 3 else (2, 3))
     things = _things(rng, count)
     what = rng.choice(("colour", "shape", "size", "size", "nothing"))
-    (colour, shape), size = things[0], rng.randint(20, 24)
-    sizes = [size, *(rng.randint(20, 24) for _ in things[1:])]
+    (colour, shape), size = things[0], rng.randint(21, 25)
+    sizes = [size, *(rng.randint(21, 25) for _ in things[1:])]
     # room for the largest it can become, whatever happens: the place must not tell
     places = _places(rng, [LARGE, *sizes[1:]], height, width)
     if places is None:
@@ -407,6 +437,9 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
             now = round(size + (end - size) * t / (length - 1))
             path[t] = _Dot(shape, colour, now, y + (size - now) // 2, x + (size - now) // 2)
         about = (_pair(things[0]), f"{_pair(things[0])}|{word}")
+        story = (
+            f"{_name(things[0])} {word}{'' if word == 'stay' else 's'}" if count == 1 or word != "stay" else "nothing"
+        )
         asks.append(Ask("grows", word, ("grow", "shrink", "stay"), about, _pair(things[0]), _it(rng, things[0], count)))
     else:
         by = 0 if what == "colour" else 1
@@ -418,6 +451,7 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
         for t in range(length):
             state = states[sum(t >= time for time in times)]
             path[t] = path[t]._replace(colour=state) if by == 0 else path[t]._replace(shape=state)
+        story = " becomes ".join([_name(things[0]), *states[1:]])
         looks = [(state, shape) if by == 0 else (colour, state) for state in states]
         becomes = [f"{_pair(one)}|becomes {other[by]}" for one, other in pairwise(looks)]
         # by what stays: a colour that changes is no name
@@ -444,7 +478,7 @@ def _change(rng: random.Random, level: int) -> _Plan | None:
         [_Dot(shape, colour, size, y, x)] * length
         for (colour, shape), size, (y, x) in zip(things[1:], sizes[1:], places[1:], strict=True)
     ]
-    return _Plan(height, width, _by_time([path, *others]), asks)
+    return _Plan(height, width, _by_time([path, *others]), asks, story)
 
 
 def _collide(rng: random.Random, level: int) -> _Plan | None:
@@ -457,7 +491,7 @@ def _collide(rng: random.Random, level: int) -> _Plan | None:
         height, width = _sides(rng, level)
         down = rng.random() < 0.5
         room, wide = (height, width) if down else (width, height)
-        size, at = rng.randint(14, 20), rng.randint(2, min(length - 2, 4))
+        size, at = rng.randint(16, 22), rng.randint(2, min(length - 2, 4))
         # the gap at the start is drawn in one way for both answers; what ends before it is a little slower
         gap = rng.randint(18, 48)
         if gap + 2 * size <= room and 6 <= gap / (sum(movers) * at) <= 13:
@@ -482,16 +516,18 @@ def _collide(rng: random.Random, level: int) -> _Plan | None:
         Ask("mover_of_two", moving, (one, two, "both"), about, detail, words),
         Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}),
     ]
-    return _Plan(height, width, _by_time(paths), asks)
+    told = [f"{_name(thing)}{' moves' * moves}" for thing, moves in zip(things, movers, strict=True)]
+    story = f"{', '.join(told)}, {'touch' if touch else 'no touch'}, {'back' if back else 'stop'}"
+    return _Plan(height, width, _by_time(paths), asks, story)
 
 
 # ---- what the scenes share
 
 
 def _sides(rng: random.Random, level: int) -> tuple[int, int]:
-    least, most = {1: (56, 84), 2: (56, 84), 3: (70, 112)}[level]
-    height = rng.randint(least, most)
-    width = height if rng.random() < 0.5 else min(most, max(least, round(height * rng.uniform(0.8, 1.25))))
+    """Two to three tokens (28 px) high and wide, level 3 up to four; past level 1 a few pixels less."""
+    cells = (2, 2, 3) if level == 1 else (2, 3) if level == 2 else (3, 3, 4)
+    height, width = (28 * rng.choice(cells) - (rng.randint(0, 8) if level > 1 else 0) for _ in "hw")
     return height, width
 
 
@@ -502,6 +538,14 @@ def _length(rng: random.Random, level: int) -> int:
 def _things(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """(colour, shape) of so many things; no two share a colour or a shape, so either names them."""
     return list(zip(rng.sample(list(COLOURS), count), rng.sample(SHAPES, count), strict=True))
+
+
+def _name(thing: tuple[str, str]) -> str:
+    return " ".join(thing)
+
+
+def _pace(pace: int) -> str:
+    return " slow" if pace <= SLOW[1] else " fast" if pace >= FAST[0] else ""
 
 
 def _it(rng: random.Random, thing: tuple[str, str], count: int) -> dict[str, str]:
@@ -537,7 +581,7 @@ def _line(
 ) -> list[_Dot]:
     """A straight path from anywhere in the picture, edges included: it wraps around."""
     step = pace if way in STRAIGHT else max(3, round(0.75 * pace))
-    y, x, size = rng.randrange(height), rng.randrange(width), rng.randint(14, 22)
+    y, x, size = rng.randrange(height), rng.randrange(width), rng.randint(*SIZES)
     dy, dx = WAYS[way]
     return [_Dot(thing[1], thing[0], size, y + dy * step * t, x + dx * step * t) for t in range(length)]
 
@@ -584,5 +628,5 @@ SCENES: dict[str, tuple[_Scene, float]] = {
     "collide": (_collide, 0.1),
 }
 
-MAKERS: dict[str, Maker] = {"clip": make}
-WEIGHTS: dict[str, float] = {"clip": 1.0}
+MAKERS: dict[str, Maker] = {"clip": make, "story": make_story}
+WEIGHTS: dict[str, float] = {"clip": 0.7, "story": 0.3}

@@ -10,6 +10,7 @@ largest, ...); words, dictionaries, digits and recursion have sets of their own.
 "code|even|square|sum": training sees each part, but never these together.
 """
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -259,15 +260,25 @@ MISTAKES = (
 )
 
 
+def _passes(code: str, tests: list[list[Any]]) -> bool:
+    """Whether a function of this module's making passes its tests; a mistake that does is none."""
+    scope: dict[str, Any] = {}
+    try:
+        exec(code, scope)  # our own text, made above
+        return all(scope["f"](*copy.deepcopy(given)) == expected for given, expected in tests)
+    except Exception:  # noqa: BLE001 - whatever a broken function does, it fails
+        return False
+
+
 def make_repair(rng: random.Random, split: Split, level: int) -> Sample:
     """A function with one mistake, and what it should do."""
     while True:
         program = _program(rng, split, level)
-        fits = [(right, wrong) for right, wrong in MISTAKES if right in program.body]
+        fits = [program.code.replace(*mistake, 1) for mistake in MISTAKES if mistake[0] in program.body]
+        fits = [code for code in fits if not _passes(code, program.tests)]
         if fits:
             break
-    right, wrong = rng.choice(fits)
-    broken = program.code.replace(right, wrong, 1)
+    broken = rng.choice(fits)
     question = f"fix f, it should return {program.words}:\n{broken}"
     check = Check("program", {"tests": program.tests, "name": "f"})
     turn = Turn(question, program.code, f"repair/{program.kind}", program.key, "", check)

@@ -1,6 +1,7 @@
 """Pictures of coloured shapes: counting, naming, relations, comparisons, captions and pointing.
 
     make(rng, split, level)           ->   Sample "picture": one scene, up to 7 turns of mixed kinds
+    make_thing(rng, split, level)     ->   Sample "thing": one shape on a small picture, named
     make_caption(rng, split, level)   ->   Sample "caption": the whole scene in a fixed order
     make_point(rng, split, level)     ->   Sample "point": boxes and centres, 0 to 99 from the upper left corner
 
@@ -10,11 +11,14 @@
 Compositions, tried for every visible shape and every turn:
 
     red|star                                   colour and shape
-    picture/count_colour#2|3|red|blue|star     phrasing, answer and a detail of the scene, as in world/clip.py
+    picture/count#2|3|blue|star+red|star       phrasing, answer and all that the scene shows: never a phrasing with its
+                                               answer alone, from which the words would give the answer away
+
+Counts are worked: the thought lists what is counted, in the order of a caption, and the answer is how many.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +66,7 @@ PHRASES = {
     ),
     "nearest": ("what colour is nearest to the {b}?", "which colour is nearest to the {b}?"),
     "more": ("more {x} or {y}?", "which are more, {x} or {y}?", "are there more {x} or {y}?"),
+    "thing": ("what is this?", "name it."),
     "caption": ("describe the picture.", "what is in the picture?", "say what you see."),
     "box": ("where is the {a}? give a box.", "box of the {a}?", "give the box of the {a}."),
     "centre": ("point at the {a}.", "where is the center of the {a}?", "give the point of the {a}."),
@@ -107,17 +112,17 @@ class Scene:
 
 def draw_scene(rng: random.Random, level: int, kind: str = "plain") -> Scene | None:
     """Things that keep clear of each other; None where chance left no room. kind: plain, ring or overlap."""
-    if level == 1:
-        height, width = rng.randrange(84, 127, 14), rng.randrange(84, 127, 14)
-    elif level == 2:
-        height, width = rng.randint(84, 140), rng.randint(84, 140)
+    if level < 3:
+        # whole tokens (28 px) at level 1, a little less at level 2: hardly any of a picture is padding
+        cells = (3, 3, 4) if level == 1 else (3, 4, 5)
+        height, width = (28 * rng.choice(cells) - (rng.randint(0, 10) if level > 1 else 0) for _ in "hw")
     else:
         height, width = rng.randint(98, 196), rng.randint(98, 196)
     area = height * width
     # A form of two or three patches is learned many times sooner than one of one or two; small ones come with level 2.
     sizes = {1: (26, 40), 2: (18, 34), 3: (14, 36)}[level]
     most = min({1: 4, 2: 6, 3: 8}[level], max(2, area // (2 * sizes[1] ** 2)))
-    count = 1 if rng.random() < 0.12 else rng.randint(2, most)
+    count = 1 if rng.random() < 0.16 else rng.randint(2, most)
     # few colours and shapes in a scene: so that several things share them and counts reach beyond one
     palette = rng.sample(list(COLOURS), rng.randint(1, 3))
     forms = rng.sample(SHAPES, rng.randint(1, 3))
@@ -196,15 +201,17 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
     colours = [t.colour for t in things]
     shapes = [t.shape for t in things]
     pairs = [(t.colour, t.shape) for t in things]
-    look = "|".join(sorted(f"{c}|{s}" for c, s in set(pairs)))
-    yield Ask("count", str(len(things)), words={}, choices=NUMBERS, detail=look)
+    look = "+".join(sorted(f"{c}|{s}" for c, s in set(pairs)))
+    ordered = in_order(scene)
+    yield Ask("count", str(len(things)), choices=NUMBERS, detail=look, thinking=_listed(t.name for _, _, t in ordered))
     colour = rng.choice(colours) if rng.random() < 0.8 else rng.choice(list(COLOURS))
     yield Ask(
         "count_colour",
         str(colours.count(colour)),
         words={"colour": colour},
         choices=NUMBERS,
-        detail=f"{colour}|{rng.choice(shapes)}",
+        detail=f"{colour}|{look}",
+        thinking=_listed(t.shape for _, _, t in ordered if t.colour == colour),
     )
     shape = rng.choice(shapes) if rng.random() < 0.8 else rng.choice(SHAPES)
     plural = "crosse" if shape == "cross" else shape
@@ -213,7 +220,8 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
         str(shapes.count(shape)),
         words={"shape": plural},
         choices=NUMBERS,
-        detail=f"{shape}|{rng.choice(colours)}",
+        detail=f"{shape}|{look}",
+        thinking=_listed(t.colour for _, _, t in ordered if t.shape == shape),
     )
     pair = _pair(rng, pairs)
     plural = "crosse" if pair[1] == "cross" else pair[1]
@@ -223,7 +231,8 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
         words={"colour": pair[0], "shape": plural},
         choices=NUMBERS,
         about=("|".join(pair),),
-        detail="|".join(pair),
+        detail=f"{'|'.join(pair)}|{look}",
+        thinking=_listed(f"{ROWS[row]} {COLUMNS[column]}" for row, column, t in ordered if (t.colour, t.shape) == pair),
     )
     # half of the answers are no: a pair that is not there, made of parts that are
     there = rng.random() < 0.5
@@ -236,7 +245,7 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
             words={"colour": pair[0], "shape": pair[1]},
             choices=YES_NO,
             about=("|".join(pair),),
-            detail="|".join(pair),
+            detail=f"{'|'.join(pair)}|{look}",
         )
     single = [t for t in things if shapes.count(t.shape) == 1]
     if single:
@@ -247,7 +256,7 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
             words={"shape": t.shape},
             choices=tuple(COLOURS),
             about=(f"{t.colour}|{t.shape}",),
-            detail=t.shape,
+            detail=f"{t.shape}|{look}",
         )
     single = [t for t in things if colours.count(t.colour) == 1]
     if single:
@@ -258,12 +267,12 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
             words={"colour": t.colour},
             choices=SHAPES,
             about=(f"{t.colour}|{t.shape}",),
-            detail=t.colour,
+            detail=f"{t.colour}|{look}",
         )
     if len(things) > 1:
         yield from _relations(rng, scene, pairs)
         yield from _extremes(rng, scene)
-        yield from _more(rng, colours, shapes)
+        yield from _more(rng, colours, shapes, look)
     if scene.inside is not None:
         pair = (scene.inside.colour, scene.inside.shape)
         if shapes.count("ring") == 1:
@@ -371,7 +380,7 @@ def _distance(a: Thing, b: Thing) -> float:
     return float(np.hypot(a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]))
 
 
-def _more(rng: random.Random, colours: list[str], shapes: list[str]) -> Iterator[Ask]:
+def _more(rng: random.Random, colours: list[str], shapes: list[str], look: str) -> Iterator[Ask]:
     if rng.random() < 0.5:
         names, values = sorted(set(colours)), colours
     else:
@@ -391,21 +400,40 @@ def _more(rng: random.Random, colours: list[str], shapes: list[str]) -> Iterator
         many(x if n > m else y),
         words={"x": many(x), "y": many(y)},
         choices=(many(x), many(y)),
-        detail=f"{x}|{y}",
+        detail=f"{x}|{y}|{look}",
         thinking=f"{n} {many(x)}, {m} {many(y)}.",
     )
 
 
-def caption(scene: Scene) -> tuple[str, list[list[str]]]:
-    """The scene from top to bottom and left to right, and its facts: (colour, shape, place) of every thing."""
-    facts = []
+def in_order(scene: Scene) -> list[tuple[int, int, Thing]]:
+    """All things with their row and column (0 to 2), from top to bottom in three rows, each from left to right."""
+    placed = []
     for thing in scene.all:
         x, y = thing.centre
         row, column = min(2, int(3 * y / scene.height)), min(2, int(3 * x / scene.width))
-        facts.append((row, column, y, x, thing))
-    facts.sort(key=lambda fact: fact[:4])
-    listed = [[t.colour, t.shape, f"{ROWS[row]} {COLUMNS[column]}"] for row, column, _, _, t in facts]
+        placed.append((row, column, y, x, thing))
+    placed.sort(key=lambda place: place[:4])
+    return [(row, column, thing) for row, column, _, _, thing in placed]
+
+
+def caption(scene: Scene) -> tuple[str, list[list[str]]]:
+    """The scene from top to bottom and left to right, and its facts: (colour, shape, place) of every thing."""
+    listed = [[t.colour, t.shape, f"{ROWS[row]} {COLUMNS[column]}"] for row, column, t in in_order(scene)]
     return ", ".join(" ".join(fact) for fact in listed), listed
+
+
+def _listed(words: Iterable[str]) -> str:
+    return f"{', '.join(words) or 'none'}."
+
+
+def _clear_places(scene: Scene) -> bool:
+    """Whether every thing's centre is at least 3 px inside its third of the picture: no doubt about its place."""
+    return all(
+        abs(at - cut * side / 3) >= 3
+        for t in scene.all
+        for at, side in zip(t.centre, (scene.width, scene.height), strict=True)
+        for cut in (1, 2)
+    )
 
 
 # ---- makers
@@ -437,10 +465,26 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("picture", tuple(turns[:7]), (Image(pixels),), level=level, split=split)
 
 
+def make_thing(rng: random.Random, split: Split, level: int) -> Sample:
+    """One shape on a picture of 28 to 84 px: what forms and colours are called, in few tokens."""
+    low, high = {1: (28, 44), 2: (20, 40), 3: (14, 40)}[level]
+    while True:
+        colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
+        if belongs(f"{colour}|{shape}", split):
+            break
+    height, width = (28 * rng.choice((2, 2, 2, 3)) for _ in "hw")
+    thing = _place(rng, [], colour, shape, rng.randint(low, high), height, width)
+    assert thing is not None, "every size fits into 56 px"
+    turn = Turn(rng.choice(PHRASES["thing"]), thing.name, "thing", f"{colour}|{shape}")
+    return Sample(
+        "thing", (turn,), (Image(paint(rng, Scene(height, width, (thing,)), level)),), level=level, split=split
+    )
+
+
 def make_caption(rng: random.Random, split: Split, level: int) -> Sample:
     """The whole scene in words; held out: a scene with a pair of colour and shape that training never shows."""
     scene = _scene(rng, split, level)
-    while split == "train" and rng.random() < 0.3 and len(scene.all) < 2:
+    while not _clear_places(scene):
         scene = _scene(rng, split, level)
     text, facts = caption(scene)
     about = [f"{t.colour}|{t.shape}" for t in scene.all]
@@ -480,5 +524,5 @@ def make_point(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("point", tuple(turns[:5]), (Image(paint(rng, scene, level)),), level=level, split=split)
 
 
-MAKERS: dict[str, Maker] = {"picture": make, "caption": make_caption, "point": make_point}
-WEIGHTS: dict[str, float] = {"picture": 0.7, "caption": 0.2, "point": 0.1}
+MAKERS: dict[str, Maker] = {"picture": make, "thing": make_thing, "caption": make_caption, "point": make_point}
+WEIGHTS: dict[str, float] = {"picture": 0.6, "thing": 0.1, "caption": 0.2, "point": 0.1}

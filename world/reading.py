@@ -1,9 +1,10 @@
 """Pictures with numbers and short words to read, in Pillow's own font, a free one that ships inside the library.
 
-    make(rng, split, level)   ->   Sample "reading": one to four texts, up to 4 turns
+    make(rng, split, level)        ->   Sample "reading": one to four texts, up to 4 turns
+    make_glyph(rng, split, level)  ->   Sample "glyph": one to three letters or digits on a small picture
 
     level 1   one or two texts, upright, letters of 30 px and more, plain ground
-    level 2   up to three, 20 px and more, turned by up to 8 degrees, noisy grounds
+    level 2   up to three, 24 px and more, turned by up to 8 degrees, noisy grounds
     level 3   up to four, 14 px and more, up to 15 degrees
 
 A held-out text is a number or word whose letters were never read together in training: composition "text|347".
@@ -34,11 +35,17 @@ WORDS = (
 PHRASES = {
     "number": ("read the number.", "what number is this?", "which number is in the picture?"),
     "word": ("read the word.", "what word is this?", "which word is in the picture?"),
+    "glyph": ("read it.", "what does it say?"),
     "coloured": ("read the {colour} text.", "what is written in {colour}?", "what does the {colour} text say?"),
     "top": ("read the top line.", "what is written at the top?", "what does the top line say?"),
     "bottom": ("read the bottom line.", "what is written at the bottom?", "what does the bottom line say?"),
     "all": ("read everything from top to bottom.", "read all lines.", "what do the lines say?"),
 }
+
+
+# px of the font. A letter two patches wide is learned many times sooner than one within a patch.
+SIZES = {1: (32, 44), 2: (24, 38), 3: (14, 30)}
+SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 class Line(NamedTuple):
@@ -87,7 +94,7 @@ def _text(rng: random.Random, split: Split) -> str:
 
 def _lines(rng: random.Random, split: Split, level: int) -> tuple[int, int, list[Line]] | None:
     count = rng.randint(1, {1: 2, 2: 3, 3: 4}[level])
-    low, high = {1: (30, 42), 2: (20, 34), 3: (14, 30)}[level]
+    low, high = SIZES[level]
     lean = {1: 0, 2: 8, 3: 15}[level]
     colours = rng.sample([c for c in COLOURS if c != "yellow"], count)
     masks = []
@@ -127,6 +134,31 @@ def _paint(rng: random.Random, height: int, width: int, lines: list[Line], level
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
+def spelled(word: str) -> str:
+    """Letter by letter, "t r e e": a word never seen can be read so, and then written."""
+    return " ".join(word)
+
+
+def make_glyph(rng: random.Random, split: Split, level: int) -> Sample:
+    """A few letters or digits on a picture of 28 to 112 px, read one by one: signs and their names, in few tokens."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"glyphs have levels 1 to 3, got {level}")
+    while True:
+        signs = rng.choice((SIGNS, SIGNS[26:]))
+        text = "".join(rng.choice(signs) for _ in range(rng.randint(1 if split != "heldout" else 2, 3)))
+        if len(text) > 1 and not belongs(f"text|{text}", split):
+            continue
+        mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
+        rows, columns = mask.shape[:2]
+        height, width = (28 * -(-(side + 4) // 28) for side in (rows, columns))
+        if max(height, width) <= 112:
+            break
+    colour = rng.choice([c for c in COLOURS if c != "yellow"])
+    line = Line(text, colour, mask, rng.randint(2, width - columns - 2), rng.randint(2, height - rows - 2))
+    turn = Turn(rng.choice(PHRASES["glyph"]), spelled(text), "glyph", f"text|{text}")
+    return Sample("glyph", (turn,), (Image(_paint(rng, height, width, [line], level)),), level=level, split=split)
+
+
 def make(rng: random.Random, split: Split, level: int) -> Sample:
     """One to four texts, and turns that read them."""
     if level not in (1, 2, 3):
@@ -152,9 +184,10 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
     for kind, answer, words_ in rng.sample(questions, min(4, len(questions))):
         key = f"text|{answer.split()[0]}"
         wording = rng.choice(PHRASES[kind])
-        turns.append(Turn(wording.format(**words_), answer, f"reading/{kind}", key))
+        thinking = "" if answer.isdigit() or " " in answer else spelled(answer)
+        turns.append(Turn(wording.format(**words_), answer, f"reading/{kind}", key, thinking))
     return Sample("reading", tuple(turns), (Image(_paint(rng, height, width, lines, level)),), level=level, split=split)
 
 
-MAKERS: dict[str, Maker] = {"reading": make}
-WEIGHTS: dict[str, float] = {"reading": 1.0}
+MAKERS: dict[str, Maker] = {"reading": make, "glyph": make_glyph}
+WEIGHTS: dict[str, float] = {"reading": 0.7, "glyph": 0.3}

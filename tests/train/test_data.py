@@ -304,6 +304,22 @@ def test_token_shares_hold_to_one_document(kimi: Kimi, texts: Path) -> None:
     assert sum(data.report()["documents"].values()) > 100
 
 
+def test_a_source_may_begin_later(kimi: Kimi, texts: Path) -> None:
+    early, late = replace(three(texts).sources[0], weight=1.0), replace(three(texts).sources[1], weight=3.0, after=900)
+    mixture = Mixture((early, late))
+    assert mixture.wanted(900) == {early.name: 900, late.name: 0}
+    assert mixture.wanted(1900) == {early.name: 900 + 250, late.name: 750}
+    data = loader(kimi, mixture, lanes=2, sequence=320, patch_budget=300)
+    for _ in range(30):
+        for pack in data.next_step():
+            tokens, longest = pack.state["tokens"], 320
+            total = sum(tokens.values())
+            assert abs(tokens[late.name] - 0.75 * max(0, total - 900)) <= longest
+    assert total > 2000
+    with pytest.raises(ValueError, match="begins at once"):
+        Mixture((late,))
+
+
 # ---- the same sequence everywhere ------------------------------------------------------------------------------------
 
 

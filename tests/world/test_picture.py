@@ -289,3 +289,29 @@ def test_levels_are_checked() -> None:
     for family in FAMILIES:
         with pytest.raises(ValueError, match="levels 1 to 3"):
             world.sample(family, 0, level=4)
+
+
+def test_things_are_single_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "heldout"):
+        for made, shown, _ in seen(monkeypatch, "thing", split, range(100)):
+            (thing,) = shown.things
+            assert made.turns[0].answer == thing.name
+            assert held_out(f"{thing.colour}|{thing.shape}") == (split == "heldout")
+
+
+def test_counts_are_worked_by_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = set()
+    for made, _, _ in seen(monkeypatch, "picture", "train", range(150)):
+        for turn in made.turns:
+            if turn.tests.startswith("picture/count"):
+                kinds.add(turn.tests)
+                listed = turn.thinking.removesuffix(".").split(", ")
+                assert (0 if listed == ["none"] else len(listed)) == int(turn.answer)
+    assert len(kinds) == 4
+
+
+def test_captions_leave_no_doubt_about_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, shown, _ in seen(monkeypatch, "caption", "train", range(100)):
+        for thing in shown.all:
+            for at, side in zip(thing.centre, (shown.width, shown.height), strict=True):
+                assert min(abs(at - side / 3), abs(at - 2 * side / 3)) >= 3

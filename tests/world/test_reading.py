@@ -3,6 +3,7 @@
 pytest tests/world/test_reading.py
 """
 
+import random
 import re
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
-from world.reading import PHRASES, WORDS, make
+import world
+from world.reading import PHRASES, WORDS, make, make_glyph
 from world.sample import Image, Sample, Split, held_out, rng_of
 from world.scene import COLOURS
 
@@ -130,6 +132,8 @@ def test_numbers_of_every_length_and_all_phrasings_occur() -> None:
     lengths = {len(turn.answer) for turn in turns if turn.answer.isdigit()}
     assert lengths == {1, 2, 3, 4}
     for kind, phrases in PHRASES.items():
+        if kind == "glyph":
+            continue
         asked = {re.sub("|".join(COLOURS), "{colour}", t.question) for t in turns if t.tests == f"reading/{kind}"}
         assert asked == set(phrases), kind
 
@@ -145,3 +149,26 @@ def test_the_same_seed_gives_the_same_sample(level: int) -> None:
 def test_an_unknown_level_is_an_error() -> None:
     with pytest.raises(ValueError, match="levels 1 to 3, got 4"):
         make(rng_of("level"), "train", 4)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_glyphs_are_spelled_and_held_out_like_texts(split: Split) -> None:
+    lengths = set()
+    for index in range(200):
+        sample = world.sample("glyph", index, split, 3, 1 + index % 3)
+        (turn,), (picture,) = sample.turns, sample.media
+        text = turn.answer.replace(" ", "")
+        lengths.add(len(text))
+        assert turn.answer == " ".join(text) and turn.composition == f"text|{text}"
+        assert len(text) == 1 or held_out(turn.composition) == (split == "heldout")
+        assert isinstance(picture, Image) and max(picture.pixels.shape[:2]) <= 112
+        assert not any(side % 28 for side in picture.pixels.shape[:2])
+    assert lengths == ({2, 3} if split == "heldout" else {1, 2, 3})
+    with pytest.raises(ValueError, match="levels 1 to 3"):
+        make_glyph(random.Random(0), "train", 4)
+
+
+def test_words_are_spelled_before_they_are_read() -> None:
+    for sample in samples("train"):
+        for turn in sample.turns:
+            assert turn.thinking == (" ".join(turn.answer) if turn.answer in WORDS else "")
