@@ -576,6 +576,7 @@ class Loader:
             "sources": list(mixture.shares),
             "contents": {source.name: source.fingerprint for source in mixture.sources},
             "corpora": {name: corpus.fingerprint for name, corpus in documents.corpora.items()},
+            "makers": world.fingerprint() if any(s.families and s.makers is None for s in mixture.sources) else "",
         }
         self.step = 0
         self.states: dict[int, State] = {number: {} for number in self.numbers}
