@@ -31,11 +31,11 @@ def _source(name: str, group: str, weight: float, families: dict[str, float]) ->
 # pictures of one thing or a few letters ("things", "glyphs") are where forms are learned: 20 tokens for one, not 100.
 MIXTURE = Mixture(
     (
-        _source("things", "vision", 0.07, {"thing": 1.0}),
-        _source("captions", "vision", 0.13, {"caption": 0.9, "point": 0.1}),
-        _source("scenes", "vision", 0.20, {"picture": 1.0}),
-        _source("glyphs", "vision", 0.07, {"glyph": 1.0}),
-        _source("reading", "vision", 0.11, {"reading": 1.0}),
+        _source("things", "vision", 0.10, {"thing": 1.0}),
+        _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.18, {"picture": 1.0}),
+        _source("glyphs", "vision", 0.10, {"glyph": 1.0}),
+        _source("reading", "vision", 0.08, {"reading": 1.0}),
         _source(
             "figures",
             "vision",
@@ -56,7 +56,7 @@ MIXTURE = Mixture(
     )
 )
 
-TOKENS = 24e6
+TOKENS = 16e6
 
 
 def run() -> Run:
@@ -64,8 +64,9 @@ def run() -> Run:
     return Run(
         model="nano",
         mixture=MIXTURE,
-        schedule=wsd(peak=3e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
-        batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
+        schedule=wsd(peak=4e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
+        # small steps: until forms are told apart, what counts is how many there are, not how large they are
+        batch=BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048),
         optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
         seed=1,
     )
