@@ -105,8 +105,8 @@ def mask_of(shape: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def ground_of(rng: random.Random, height: int, width: int, level: int) -> Pixels:
-    # Level 1 is dark: there every form is brighter than its ground, whatever its colour, and is learned many times sooner
-    # than where the contrast may have either sign.
+    # Level 1 is dark: every form is brighter than its ground there, whatever its colour, and is learned many times
+    # sooner than where the contrast may have either sign.
     base = np.array(GROUNDS["black" if level == 1 else rng.choice(list(GROUNDS))], np.float32) + rng.randint(-8, 8)
     ground = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     texture = rng.choice(("plain", "plain", "noise", "slope", "stripes") if level > 1 else ("plain", "plain", "noise"))
