@@ -23,27 +23,28 @@ from train.sft import short
 PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half the tokens for the same answers
 
 
-def _source(name: str, group: str, weight: float, families: dict[str, float]) -> Source:
-    return Source(name, group, weight, families, levels=(1, 2), plain=PLAIN)
+def _source(name: str, group: str, weight: float, families: dict[str, float], after: float = 0) -> Source:
+    return Source(name, group, weight, families, levels=(1, 2), plain=PLAIN, after=round(after))
 
 
-# Token shares of the sources. Vision tokens per text token stay what they are from the first step to the last. Small
-# pictures of one thing or a few letters ("things", "glyphs") are where forms are learned: 20 tokens for one, not 100.
+# Token shares of the sources. Text has its share from the first step on, and so have pictures: at first of single
+# things and a few letters, where forms are learned in 20 tokens each; what shows many of them comes in later.
 MIXTURE = Mixture(
     (
         _source("things", "vision", 0.10, {"thing": 1.0}),
-        _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}),
-        _source("scenes", "vision", 0.18, {"picture": 1.0}),
-        _source("glyphs", "vision", 0.10, {"glyph": 1.0}),
-        _source("reading", "vision", 0.08, {"reading": 1.0}),
+        _source("glyphs", "vision", 0.10, {"glyph": 1.0}, after=0.35e6),
+        _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}, after=0.8e6),
+        _source("scenes", "vision", 0.18, {"picture": 1.0}, after=1.0e6),
+        _source("reading", "vision", 0.08, {"reading": 1.0}, after=1.2e6),
+        _source("stories", "clip", 0.08, {"story": 1.0}, after=1.0e6),
+        _source("clips", "clip", 0.14, {"clip": 1.0}, after=1.4e6),
         _source(
             "figures",
             "vision",
             0.04,
             {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
+            after=1.6e6,
         ),
-        _source("stories", "clip", 0.08, {"story": 1.0}),
-        _source("clips", "clip", 0.14, {"clip": 1.0}),
         _source("code", "code", 0.04, {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1}),
         _source("sums", "text", 0.08, {"sum": 1.0}),
         _source(

@@ -63,7 +63,7 @@ class Source:
     family -> share of the source's documents. levels: lowest and highest, drawn evenly. makers: makers of your own,
     by family name; None means the world's. plain: share of the samples written as plain text, question and answer on
     lines of their own, instead of as a conversation: half the tokens. corpus: see train/corpus.py; window: bytes of one
-    text document there. after: so many tokens of a lane pass before it begins; until then the others share its part.
+    text document there. after: so many tokens of a lane pass before it begins; until then its group has its part.
     """
 
     name: str
@@ -139,11 +139,21 @@ class Mixture:
             span = min(tokens, stop) - start
             if span <= 0:
                 break
-            begun = [source for source in self.sources if source.after <= start]
-            total = sum(source.weight for source in begun)
-            for source in begun:
-                wanted[source.name] += span * (source.weight / total)
+            for name, share in self._shares_at(start).items():
+                wanted[name] += span * share
         return wanted
+
+    def _shares_at(self, tokens: float) -> dict[str, float]:
+        """Shares of the sources that have begun. What is still to come leaves its part to the others of its group, or
+        to all where none of them has begun: a group's share stays what it is."""
+        begun = [source for source in self.sources if source.after <= tokens]
+        weights = {source.name: source.weight for source in begun}
+        for late in self.sources:
+            if late.after > tokens:
+                heirs = [source for source in begun if source.group == late.group] or begun
+                for heir in heirs:
+                    weights[heir.name] += late.weight * heir.weight / sum(source.weight for source in heirs)
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 # ---- 2 document ------------------------------------------------------------------------------------------------------

@@ -316,6 +316,9 @@ def test_a_source_may_begin_later(kimi: Kimi, texts: Path) -> None:
             total = sum(tokens.values())
             assert abs(tokens[late.name] - 0.75 * max(0, total - 900)) <= longest
     assert total > 2000
+    other = replace(early, name="words", group="text", weight=4.0)
+    wanted = Mixture((early, replace(late, group=early.group), other)).wanted(800)
+    assert wanted == pytest.approx({early.name: 400, late.name: 0, "words": 400}), "its group has its part until then"
     with pytest.raises(ValueError, match="begins at once"):
         Mixture((late,))
 
