@@ -31,8 +31,10 @@ def _source(name: str, group: str, weight: float, families: dict[str, float], af
 # things and a few letters, where forms are learned in 20 tokens each; what shows many of them comes in later.
 MIXTURE = Mixture(
     (
-        _source("things", "vision", 0.10, {"thing": 1.0}),
-        _source("glyphs", "vision", 0.10, {"glyph": 1.0}, after=0.35e6),
+        Source("single things", "vision", 0.05, {"thing": 1.0}, plain=1.0),
+        _source("things", "vision", 0.05, {"thing": 1.0}, after=0.4e6),
+        Source("single glyphs", "vision", 0.05, {"glyph": 1.0}, plain=1.0, after=0.5e6),
+        _source("glyphs", "vision", 0.05, {"glyph": 1.0}, after=0.8e6),
         _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}, after=0.8e6),
         _source("scenes", "vision", 0.18, {"picture": 1.0}, after=1.0e6),
         _source("reading", "vision", 0.08, {"reading": 1.0}, after=1.2e6),
