@@ -33,7 +33,7 @@ MIXTURE = Mixture(
     (
         Source("single things", "vision", 0.05, {"thing": 1.0}, plain=1.0),
         _source("things", "vision", 0.05, {"thing": 1.0}, after=0.4e6),
-        Source("single glyphs", "vision", 0.05, {"glyph": 1.0}, plain=1.0, after=0.5e6),
+        Source("single glyphs", "vision", 0.05, {"glyph": 1.0}, plain=1.0, after=500_000),
         _source("glyphs", "vision", 0.05, {"glyph": 1.0}, after=0.8e6),
         _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}, after=0.8e6),
         _source("scenes", "vision", 0.18, {"picture": 1.0}, after=1.0e6),
