@@ -43,7 +43,7 @@ class Ablation:
 
 
 def small(experts: int = 32) -> KimiConfig:
-    """nano at a third of its width and depth: two experts of `experts` run for each token."""
+    """nano at three fifths of its width and depth: two experts of `experts` run for each token."""
     config = nano()
     text = replace(
         config.text,
@@ -77,16 +77,15 @@ def _words(weight: float) -> tuple[Source, ...]:
     )
 
 
-def _run(mixture: Mixture, tokens: float, config: KimiConfig | None = None, **more: Any) -> Run:
+def _run(mixture: Mixture, tokens: float, config: KimiConfig | None = None) -> Run:
     return Run(
         model=config or small(),
         mixture=mixture,
         schedule=wsd(peak=3e-3, tokens=tokens, warmup=0.02 * tokens, decay=0.3 * tokens, end=1e-4, sequence=SEQUENCE),
         batch=BatchSize(lanes=LANES, lanes_per_micro_batch=LANES, patch_budget=SEQUENCE),
-        optimization=more.pop("optimization", Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3)),
+        optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
         tokenizer=str(files("fusion") / "assets" / "nano"),
-        seed=more.pop("seed", 3),
-        **more,
+        seed=3,
     )
 
 
