@@ -32,20 +32,20 @@ def _source(name: str, group: str, weight: float, families: dict[str, float], af
 MIXTURE = Mixture(
     (
         Source("single things", "vision", 0.05, {"thing": 1.0}, plain=1.0),
-        _source("things", "vision", 0.05, {"thing": 1.0}, after=0.4e6),
-        Source("single glyphs", "vision", 0.05, {"glyph": 1.0}, plain=1.0, after=500_000),
-        _source("glyphs", "vision", 0.05, {"glyph": 1.0}, after=0.8e6),
-        _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}, after=0.8e6),
-        _source("scenes", "vision", 0.18, {"picture": 1.0}, after=1.0e6),
-        _source("reading", "vision", 0.08, {"reading": 1.0}, after=1.2e6),
-        _source("stories", "clip", 0.08, {"story": 1.0}, after=1.0e6),
-        _source("clips", "clip", 0.14, {"clip": 1.0}, after=1.4e6),
+        _source("things", "vision", 0.05, {"thing": 1.0}, after=0.5e6),
+        Source("single glyphs", "vision", 0.05, {"glyph": 1.0}, plain=1.0, after=1_000_000),
+        _source("glyphs", "vision", 0.05, {"glyph": 1.0}, after=1.8e6),
+        _source("captions", "vision", 0.12, {"caption": 0.9, "point": 0.1}, after=1.2e6),
+        _source("scenes", "vision", 0.18, {"picture": 1.0}, after=1.8e6),
+        _source("reading", "vision", 0.08, {"reading": 1.0}, after=2.4e6),
+        _source("stories", "clip", 0.08, {"story": 1.0}, after=1.6e6),
+        _source("clips", "clip", 0.14, {"clip": 1.0}, after=2.2e6),
         _source(
             "figures",
             "vision",
             0.04,
             {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
-            after=1.6e6,
+            after=2.8e6,
         ),
         _source("code", "code", 0.04, {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1}),
         _source("sums", "text", 0.08, {"sum": 1.0}),
@@ -59,7 +59,7 @@ MIXTURE = Mixture(
     )
 )
 
-TOKENS = 16e6
+TOKENS = 24e6
 
 
 def run() -> Run:

@@ -39,9 +39,10 @@ from lm.attention import Attention
 from lm.model import LanguageModel
 from lm.moe import MoE
 from lm.taps import Taps
+from train.loop import autocast_dtype
 from train.loss import token_losses
 from train.memory import keep_memory
-from train.muon import Muon, newton_schulz_dtype, parameter_groups
+from train.muon import Muon, parameter_groups
 from train.qk_clip import PeakLogits, clip_heads
 from train.router import RouterBalance
 
@@ -57,7 +58,7 @@ class Bench:
     length: int = 1024
     """Tokens of each sequence, in the workload of equal ones."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Format of the products, on both sides; auto: bfloat16 (autocast) where the hardware is faster in it."""
+    """Format of the products, on both sides; auto: what training takes here, float32."""
     rounds: int = 5
     """Interleaved rounds; medians are shown."""
     threads: int | None = None
@@ -79,7 +80,7 @@ class Bench:
     @property
     def precision(self) -> torch.dtype:
         if self.dtype == "auto":
-            return newton_schulz_dtype(torch.device("cpu"))
+            return autocast_dtype(torch.device("cpu"))
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 

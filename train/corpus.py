@@ -3,7 +3,7 @@
     open_corpus("python")              the standard library's sources, as windows of whole lines
     open_corpus("notes/")              every text file of a folder, likewise; also one .txt or .py file
     open_corpus("chats.jsonl")         a row per line: {"text": ...} or {"messages": [...], "tools": [...]}
-    open_corpus("rows.parquet")        the same columns
+    open_corpus("rows.parquet")        the same columns, and "images" and "videos" for parts that only mark a place
     open_corpus("hf:owner/name")       a data set of the Hugging Face hub, streamed, or of its local cache
     corpus.row(7)   ->   str or dict   document 7 of an endless, shuffled sequence; epoch after epoch
 
@@ -150,7 +150,7 @@ class Tables:
         file, group = self.blocks[block]
         path = self.paths[file]
         if group >= 0:
-            return _row_group(path, group)[line]
+            return with_media(_row_group(path, group)[line], path.parent)
         with path.open("rb") as stream:
             stream.seek(int(self.offsets[file][line]))
             text = stream.readline()
@@ -158,7 +158,54 @@ class Tables:
             row = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path}, line {line + 1}: not JSON ({error})") from None
-        return row if isinstance(row, dict | str) else {"row": row}
+        return with_media(row, path.parent) if isinstance(row, dict) else row if isinstance(row, str) else {"row": row}
+
+
+_MEDIA = {"image": "images", "image_url": "images", "video": "videos", "video_url": "videos"}  # of a part: its column
+
+
+def with_media(row: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """The row with every picture and clip in its part of a message.
+
+    A part {"type": "image"} marks a place: it takes the next of the row's `images` (`videos` for clips). A struct of
+    bytes and path is one or the other. A relative path is looked up beside the file, in `folder`, and then from the
+    working folder. Messages of any other form stay as they are: what is wrong with them is said where they are
+    encoded. Raises ValueError where places and media differ in number.
+    """
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        return row
+    left = {column: list(row.get(column) or ()) for column in ("images", "videos")}
+    places = {column: len(media) for column, media in left.items()}
+
+    def placed(part: Any) -> Any:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _MEDIA:
+            return part
+        source = part.get(kind)
+        source = part.get(f"{kind}_url") if source is None else source
+        if isinstance(source, dict) and "url" in source:
+            source = source["url"]
+        if source is None:
+            column = _MEDIA[kind]
+            if not left[column]:
+                raise ValueError(f"more places than {column}: the row has {places[column]}")
+            source = left[column].pop(0)
+        if isinstance(source, dict):  # as data sets store them
+            source = source.get("bytes") or source.get("path")
+        if folder and isinstance(source, str) and not source.startswith(("data:", "/")) and len(source) < 1024:
+            beside = folder / source
+            source = str(beside) if beside.is_file() else source
+        return {"type": kind, kind: source}
+
+    filled = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        filled.append(message | {"content": [placed(part) for part in content]} if isinstance(content, list) else message)
+    unused = [f"{len(media)} of {places[column]} {column}" for column, media in left.items() if media]
+    if unused:
+        raise ValueError(f"{' and '.join(unused)} have no place in the messages")
+    return {name: value for name, value in row.items() if name not in left} | {"messages": filled}
 
 
 def _line_offsets(path: Path) -> NDArray[np.int64]:
@@ -184,8 +231,8 @@ def _parquet(path: Path) -> Any:
 def _row_group(path: Path, group: int) -> list[dict[str, Any]]:
     table = _parquet(path)
     names = table.schema_arrow.names
-    wanted = [name for name in ("text", "messages", "tools") if name in names]
-    if not wanted:
+    wanted = [name for name in ("text", "messages", "tools", "images", "videos") if name in names]
+    if not {"text", "messages"} & set(wanted):
         raise ValueError(f"{path}: no column text or messages, only {', '.join(names)}")
     return table.read_row_group(group, columns=wanted).to_pylist()
 
@@ -200,11 +247,11 @@ class HubRows:
         self.fingerprint = f"hf:{spec}"
         self.rows = self._stream(0)  # now: a name that does not exist is an error before the run
         self.epoch = self.next = self.first = 0  # first: number of the epoch's first row
-        self.recent: OrderedDict[int, Row] = OrderedDict()  # lanes of one worker ask in almost the same order
+        self.recent: OrderedDict[int, dict[str, Any]] = OrderedDict()  # lanes of one worker ask in almost the same order
 
     def row(self, index: int) -> Row:
         if index in self.recent:
-            return self.recent[index]
+            return with_media(self.recent[index])
         if index < self.next:
             self.epoch = self.next = self.first = 0
             self.rows = self._stream(0)
@@ -223,9 +270,9 @@ class HubRows:
             self.next += 1
             if len(self.recent) > 4096:
                 self.recent.popitem(last=False)
-        return self.recent[index]
+        return with_media(self.recent[index])
 
-    def _stream(self, epoch: int) -> Iterator[Row]:
+    def _stream(self, epoch: int) -> Iterator[dict[str, Any]]:
         from datasets import load_dataset  # type: ignore[import-untyped]
 
         rows = load_dataset(self.name, split=self.split, streaming=True)

@@ -23,7 +23,7 @@ import torch
 from fusion.model import Kimi
 from moonvit.packing import PackedPatches
 from train.batch import Batch
-from train.corpus import open_corpus
+from train.corpus import open_corpus, with_media
 from train.data import Encoded, Encoder, Loader, Mixture, Pack, Skip, Source, State, collate, encode, merge
 from world.sample import Clip, Image, Sample, Split, Turn
 
@@ -560,6 +560,55 @@ def test_a_hub_data_set_streams_and_goes_back(tmp_path: Path) -> None:
     assert [again.row(i) for i in (40, 3, 59)] == [first[i] for i in (40, 3, 59)]
     with pytest.raises((ValueError, OSError)):
         open_corpus(f"hf:{tmp_path / 'nothing'}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_pictures_of_rows_find_their_place(tmp_path: Path, kimi: Kimi, kind: str) -> None:
+    """Three ways to store a picture - a path beside the file, a struct of bytes, a column of images - are one sample."""
+    import PIL.Image
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    PIL.Image.new("RGB", (56, 28), "red").save(tmp_path / "red.png")
+    data = (tmp_path / "red.png").read_bytes()
+
+    def messages(**image: Any) -> list[dict[str, Any]]:
+        asked = [{"type": "image", **image}, {"type": "text", "text": "which colour?"}]
+        return [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        ]
+
+    if kind == "jsonl":
+        rows = [{"messages": messages(image="red.png")}, {"messages": messages(), "images": ["red.png"]}]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        corpus = open_corpus(str(tmp_path / "rows.jsonl"))
+    elif kind == "parquet":
+        images = [{"bytes": data, "path": None}]
+        pq.write_table(pa.Table.from_pylist([{"messages": messages(), "images": images}]), tmp_path / "rows.parquet")
+        corpus = open_corpus(str(tmp_path / "rows.parquet"))
+    else:
+        from datasets import Dataset, Features, Image, List, Value  # type: ignore[import-untyped]
+
+        part = {"type": Value("string"), "text": Value("string")}
+        features = {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())}
+        row = {"messages": messages(), "images": [{"bytes": data, "path": None}]}
+        Dataset.from_list([row], features=Features(features)).to_parquet(str(tmp_path / "hub" / "train.parquet"))
+        corpus = open_corpus(f"hf:{tmp_path / 'hub'}")
+    assert kimi.tokenizer is not None
+    want = encode({"messages": messages(image=data)}, kimi.tokenizer, kimi.config)
+    for index in range(3):
+        got = encode(corpus.row(index), kimi.tokenizer, kimi.config)
+        assert got.ids.tolist() == want.ids.tolist() and np.array_equal(got.frames[0], want.frames[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "said"), [([], "more places than images"), (["a", "b"], "1 of 2 images have no place")]
+)
+def test_places_and_pictures_must_match(images: list[str], said: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "yes"}]
+    with pytest.raises(ValueError, match=said):
+        with_media({"messages": messages, "images": images})
 
 
 def test_python_sources_are_split_by_file(kimi: Kimi) -> None:
