@@ -3,7 +3,8 @@
     RUN/step-000400/   weights and optimizer in float32 (torch.distributed.checkpoint: each rank its slices),
                        state.json: progress and the data's position
     RUN/LATEST         the name of the newest
-    RUN/config.json    what the run is; a run continues only with an equal one
+    RUN/config.json    what the run is; a run continues only with an equal one, or with another schedule from where
+                       both have been the same so far (WSD: a longer or a shorter stable stage)
 
 Written as .writing-000400, forced to the disk, then renamed: a folder with a step's name is always whole. The last two
 stay. Nothing in a training step draws random numbers; torch's generator is kept for what a recipe's hooks may draw.
@@ -27,9 +28,11 @@ from torch.distributed.checkpoint import save as save_tensors
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fusion.model import Kimi
+from lm.config import Yarn
 from train import parallel
 from train.data import merge
 from train.parallel import Ranks
+from train.schedule import Schedule, Stage
 
 if TYPE_CHECKING:
     from train.loop import Progress, Run, Trainer
@@ -84,6 +87,8 @@ class Checkpoints:
             new = json.loads(json.dumps(config))
             for key in _FREE:
                 old.pop(key, None), new.pop(key, None)
+            if _may_reschedule(old, new, latest):
+                old["schedule"] = new["schedule"]
             found = differences(old, new)
             if found:
                 more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
@@ -95,8 +100,7 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(".writing-*"), *folder.glob(".old-*")]:  # of a process that was killed
                 shutil.rmtree(left)
-            if latest is None:
-                write_text(path, json.dumps(config, indent=1) + "\n")
+            write_text(path, json.dumps(config, indent=1) + "\n")
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint."""
@@ -198,6 +202,22 @@ class Checkpoints:
         elif self.ranks.first:
             kimi.save_pretrained(folder, overwrite=True)
         _wait()
+
+
+def _may_reschedule(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> bool:
+    """Whether the schedules of two configs have been the same up to a checkpoint, counted in their own tokens."""
+    if any(config.get(key) is not None for config in (old, new) for key in ("steps", "minutes")):
+        return False  # a step then moves along the schedule in proportion to its length
+    try:
+        position = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"]["position"]
+        return _schedule(old).same_until(_schedule(new), position)
+    except (OSError, KeyError, TypeError, ValueError):
+        return False  # what is wrong is said where it is loaded
+
+
+def _schedule(config: dict[str, Any]) -> Schedule:
+    stages = config["schedule"]["stages"]
+    return Schedule(tuple(Stage(**stage | {"yarn": stage["yarn"] and Yarn(**stage["yarn"])}) for stage in stages))
 
 
 def _optimized(trainer: "Trainer") -> list[tuple[str, Any]]:

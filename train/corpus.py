@@ -201,7 +201,9 @@ def with_media(row: dict[str, Any], folder: Path | None = None) -> dict[str, Any
     filled = []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
-        filled.append(message | {"content": [placed(part) for part in content]} if isinstance(content, list) else message)
+        filled.append(
+            message | {"content": [placed(part) for part in content]} if isinstance(content, list) else message
+        )
     unused = [f"{len(media)} of {places[column]} {column}" for column, media in left.items() if media]
     if unused:
         raise ValueError(f"{' and '.join(unused)} have no place in the messages")
@@ -247,7 +249,9 @@ class HubRows:
         self.fingerprint = f"hf:{spec}"
         self.rows = self._stream(0)  # now: a name that does not exist is an error before the run
         self.epoch = self.next = self.first = 0  # first: number of the epoch's first row
-        self.recent: OrderedDict[int, dict[str, Any]] = OrderedDict()  # lanes of one worker ask in almost the same order
+        self.recent: OrderedDict[int, dict[str, Any]] = (
+            OrderedDict()
+        )  # lanes of one worker ask in almost the same order
 
     def row(self, index: int) -> Row:
         if index in self.recent:

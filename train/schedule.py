@@ -9,7 +9,7 @@ Counted in tokens, not steps: the same plan holds for any batch size. Source: Ki
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lm.config import Yarn
@@ -69,6 +69,22 @@ class Schedule:
                 return stage, stage.rate(tokens / stage.tokens)
             tokens -= stage.tokens
         return self.stages[-1], self.stages[-1].end
+
+    def same_until(self, other: "Schedule", tokens: float) -> bool:
+        """Whether both are one schedule over the first `tokens` tokens: a run may change from one to the other there.
+
+        What WSD is for: while the rate is stable, the length of the run is still open.
+        """
+        began = 0.0
+        for mine, its in zip(self.stages, other.stages, strict=False):
+            if tokens <= began:
+                return True
+            if mine != its:
+                constant = mine.shape == its.shape == "constant"
+                alike = constant and replace(mine, tokens=its.tokens) == its
+                return alike and tokens <= began + min(mine.tokens, its.tokens)
+            began += mine.tokens
+        return tokens <= began
 
 
 def wsd(peak: float, tokens: float, warmup: float, decay: float, end: float = 0.0, sequence: int = 4096) -> Schedule:

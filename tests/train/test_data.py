@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from train.batch import Batch
 from train.corpus import open_corpus, with_media
 from train.data import Encoded, Encoder, Loader, Mixture, Pack, Skip, Source, State, collate, encode, merge
 from world.sample import Clip, Image, Sample, Split, Turn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels(rng: random.Random, *shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -92,15 +93,6 @@ MAKERS = {
 def fake(*families: str, name: str = "", group: str = "vision", weight: float = 1.0) -> Source:
     shares = dict.fromkeys(families, 1.0)
     return Source(name or families[0], group, weight, families=shares, levels=(1, 2), makers=MAKERS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take minutes for what one does in a second."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -564,7 +556,7 @@ def test_a_hub_data_set_streams_and_goes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
 def test_pictures_of_rows_find_their_place(tmp_path: Path, kimi: Kimi, kind: str) -> None:
-    """Three ways to store a picture - a path beside the file, a struct of bytes, a column of images - are one sample."""
+    """Stored as a path beside the file, a struct of bytes or a column of images, it is one sample."""
     import PIL.Image
     import pyarrow as pa
     import pyarrow.parquet as pq

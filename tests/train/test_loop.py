@@ -5,7 +5,6 @@ pytest tests/train/test_loop.py
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,8 @@ from train.parallel import Ranks
 from train.plan import describe_run
 from train.schedule import Schedule, Stage, k2
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("vision", "text")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost such a small model more than they bring; the loop also sets a mode that other tests do not want."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 def packs_of(run: Run, steps: int = 1) -> list[list[Pack]]:

@@ -8,8 +8,12 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,20 +24,12 @@ from safetensors.torch import load_file
 
 from tests.train.tiny_run import children, tiny_run, train_in
 from train import checkpoint
-from train.loop import Clock, Optimization, Progress, Saving, train
+from train.loop import Clock, Optimization, Progress, Run, Saving, train
 from train.parallel import Ranks
+from train.schedule import wsd
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MINUTES = Saving(steps=2, log_seconds=1e9)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost such a small model more than they bring; the loop also sets a mode that other tests do not want."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +132,37 @@ def test_a_kill_while_saving_leaves_the_last_good_one(
     assert len([name for name in left if name.startswith("step-")]) == 2
 
 
+RECIPE = """
+from dataclasses import replace
+from tests.train.tiny_run import tiny_run
+
+def run():
+    return replace(tiny_run(1e9), steps=100_000)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_saves_and_shows_in_the_status(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    command = [sys.executable, "-m", "moonkit", "pretrain", str(tmp_path / "recipe.py"), "--out", str(tmp_path / "run")]
+    log = tmp_path / "run" / "log.jsonl"
+    reached = []
+    for _ in range(2):  # the second continues
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        ahead = (reached[-1] if reached else 0) + 3
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.is_file() and log.read_text().count("\n") > 1 and steps_of(tmp_path / "run")[-1]["step"] >= ahead:
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, said
+        reached.append(steps_of(tmp_path / "run")[-1]["step"])
+        assert f"stopped by {number.name} after step {reached[-1]}; saved" in said
+    assert (tmp_path / "run" / f"step-{reached[-1]:06d}").is_dir()
+
+
 def test_another_config_is_refused_by_the_fields_that_differ(tmp_path: Path) -> None:
     train(tiny_run(), tmp_path / "run", stop_at=1)
     with pytest.raises(ValueError, match=r"optimization.tau was 0.5, is 7.0.*--out"):
@@ -144,6 +171,25 @@ def test_another_config_is_refused_by_the_fields_that_differ(tmp_path: Path) -> 
         train(tiny_run(tokens=3000), tmp_path / "run", stop_at=2)
     # how often it is saved is no part of what it computes
     assert train(tiny_run(saving=Saving(steps=1)), tmp_path / "run", stop_at=2).step == 2
+
+
+def test_the_stable_stage_may_become_shorter_or_longer(tmp_path: Path) -> None:
+    """Until the decay begins its length is open: what was planned before leaves no trace in the weights."""
+
+    def planned(tokens: float) -> Run:
+        return tiny_run(schedule=wsd(1e-2, tokens, 256, 768, sequence=64), saving=MINUTES)
+
+    train(planned(2560), tmp_path / "as planned")
+    for name, before in (("shorter", 5120), ("longer", 1792)):
+        train(planned(before), tmp_path / name, stop_at=3)
+        train(planned(2560), tmp_path / name)
+        same(tmp_path / "as planned", tmp_path / name)
+    train(planned(2560), tmp_path / "late", stop_at=9)
+    with pytest.raises(ValueError, match=r"schedule.stages\[1\].tokens was 1536, is 768"):
+        train(planned(1792), tmp_path / "late")
+    train(replace(planned(2560), steps=20), tmp_path / "counted", stop_at=3)
+    with pytest.raises(ValueError, match=r"schedule.stages\[1\].tokens"):
+        train(replace(planned(5120), steps=20), tmp_path / "counted")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
