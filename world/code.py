@@ -52,8 +52,8 @@ CHANGE: dict[str, Part] = {
 GATHER: dict[str, Part] = {
     "sum": Part("the sum of", "sum({})", sum),
     "list": Part("the list of", "[{}]", list),
-    "max": Part("the largest of", "max({}, default=0)", lambda v: max(v, default=0)),
-    "min": Part("the smallest of", "min({}, default=0)", lambda v: min(v, default=0)),
+    "max": Part("the largest of", "max(({}), default=0)", lambda v: max(v, default=0)),
+    "min": Part("the smallest of", "min(({}), default=0)", lambda v: min(v, default=0)),
     "count": Part("the count of", "len([{}])", lambda v: len(list(v))),
     "sorted": Part("the sorted list of", "sorted({})", sorted),
     "back": Part("the reversed list of", "[{}][::-1]", lambda v: list(v)[::-1]),
@@ -78,7 +78,7 @@ WORD_GATHER: dict[str, Part] = {
     "list": Part("the list of", "[{}]", list),
     "join": Part("the joined", "''.join({})", "".join),
     "sorted": Part("the sorted list of", "sorted({})", sorted),
-    "longest": Part("the longest of", "max({}, key=len, default='')", lambda v: max(v, key=len, default="")),
+    "longest": Part("the longest of", "max(({}), key=len, default='')", lambda v: max(v, key=len, default="")),
 }
 
 DICT_TAKE: dict[str, Part] = {
@@ -127,19 +127,10 @@ def _numbers(rng: random.Random) -> list[int]:
     return [rng.randint(-9, 12) for _ in range(rng.randint(0, 6))]
 
 
-def _of(change: Part, keep: Part, name: str, source: str, gather: Part) -> str:
-    """The expression; list brackets of a generator inside a call are left out, as people do."""
+def _expression(change: Part, keep: Part, name: str, source: str, gather: Part) -> str:
+    """The expression: a generator inside what gathers it."""
     condition = f" if {keep.code}" if keep.code else ""
     return gather.code.format(f"{change.code} for {name} in {source}{condition}")
-
-
-def _generator(change: Part, keep: Part, name: str, source: str, gather: Part) -> str:
-    """As `_of`, with the brackets that a call with further arguments needs."""
-    text = _of(change, keep, name, source, gather)
-    if (", " in gather.code and gather.code.startswith("max")) or gather.code.startswith("min"):
-        inner = text[4 : text.index(", ", text.rindex(f" in {source}"))]
-        return text.replace(inner, f"({inner})", 1)
-    return text
 
 
 def list_program(rng: random.Random, split: Split) -> Program:
@@ -153,7 +144,7 @@ def list_program(rng: random.Random, split: Split) -> Program:
     words = " ".join(filter(None, (gather.words, change.words, keep.words)))
     inputs = [[], *(_numbers(rng) for _ in range(5))]
     tests = [[[xs], gather.run([change.run(x) for x in xs if keep.run(x)])] for xs in inputs]
-    return Program(words, "f(xs)", f"return {_generator(change, keep, 'x', 'xs', gather)}", tests, key, "list")
+    return Program(words, "f(xs)", f"return {_expression(change, keep, 'x', 'xs', gather)}", tests, key, "list")
 
 
 LETTERS = ("sun", "star", "apple", "cat", "sea", "road", "map", "stone", "ink", "salad", "bus", "lamp", "s", "area")
@@ -170,7 +161,7 @@ def word_program(rng: random.Random, split: Split) -> Program:
     words = f"{gather.words} {keep.words} {change.words}"
     inputs = [[], *(rng.sample(LETTERS, rng.randint(1, 5)) for _ in range(5))]
     tests = [[[ws], gather.run([change.run(w) for w in ws if keep.run(w)])] for ws in inputs]
-    return Program(words, "f(ws)", f"return {_generator(change, keep, 'w', 'ws', gather)}", tests, key, "words")
+    return Program(words, "f(ws)", f"return {_expression(change, keep, 'w', 'ws', gather)}", tests, key, "words")
 
 
 def dict_program(rng: random.Random, split: Split) -> Program:
@@ -296,7 +287,7 @@ def make_output(rng: random.Random, split: Split, level: int) -> Sample:
     xs = [rng.randint(0, 9) for _ in range(rng.randint(2, 3 + level))]
     kept = [x for x in xs if keep.run(x)]
     values = [change.run(x) for x in kept]
-    program = f"xs = {xs}\nprint({_generator(change, keep, 'x', 'xs', gather)})"
+    program = f"xs = {xs}\nprint({_expression(change, keep, 'x', 'xs', gather)})"
     thinking = f"{kept} {values}" if c != "same" else f"{kept}"
     turn = Turn(f"what does it print?\n{program}", str(gather.run(values)), "output", key, thinking, Check("output"))
     return Sample("output", (turn,), level=level, split=split)
