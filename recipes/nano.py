@@ -12,12 +12,13 @@ holds out by composition is never trained on.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from train.corpus import open_corpus
 from train.data import Mixture, Source
 from train.loop import BatchSize, Optimization, Run
-from train.schedule import wsd
+from train.schedule import cosine, wsd
 from train.sft import short
 
 PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half the tokens for the same answers
@@ -27,8 +28,13 @@ def _source(name: str, group: str, weight: float, families: dict[str, float], af
     return Source(name, group, weight, families, levels=(1, 2), plain=PLAIN, after=round(after))
 
 
+FIGURES = {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05}
+CODE = {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1}
+WORDS = {"word": 0.25, "sort": 0.15, "date": 0.1, "logic": 0.2, "follow": 0.1, "tool": 0.1, "proxy": 0.1}
+LIBRARY = Source("library", "library", 0.01, corpus="python", window=1500)
+
 # Token shares of the sources. Text has its share from the first step on, and so have pictures: at first of single
-# things and a few letters, where forms are learned in 20 tokens each; what shows many of them comes in later.
+# things, then of letters, where forms are learned in 20 tokens each; what shows many of them comes in later.
 MIXTURE = Mixture(
     (
         Source("single things", "vision", 0.05, {"thing": 1.0}, plain=1.0),
@@ -40,38 +46,59 @@ MIXTURE = Mixture(
         _source("reading", "vision", 0.08, {"reading": 1.0}, after=2.4e6),
         _source("stories", "clip", 0.08, {"story": 1.0}, after=1.6e6),
         _source("clips", "clip", 0.14, {"clip": 1.0}, after=2.2e6),
-        _source(
-            "figures",
-            "vision",
-            0.04,
-            {"digits": 0.3, "chart": 0.2, "clock": 0.1, "gauge": 0.1, "grid": 0.15, "table": 0.1, "printout": 0.05},
-            after=2.8e6,
-        ),
-        _source("code", "code", 0.04, {"function": 0.65, "output": 0.15, "repair": 0.1, "drawing": 0.1}),
+        _source("figures", "vision", 0.04, FIGURES, after=2.8e6),
+        _source("code", "code", 0.04, CODE),
         _source("sums", "text", 0.08, {"sum": 1.0}),
-        _source(
-            "text",
-            "text",
-            0.03,
-            {"word": 0.25, "sort": 0.15, "date": 0.1, "logic": 0.2, "follow": 0.1, "tool": 0.1, "proxy": 0.1},
-        ),
-        Source("library", "library", 0.01, corpus="python", window=1500),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
     )
 )
 
-TOKENS = 24e6
+# Things are told apart by now; letters are not, so they have a quarter of the tokens until words come in.
+ANNEALING = Mixture(
+    (
+        _source("things", "vision", 0.03, {"thing": 1.0}),
+        _source("captions", "vision", 0.13, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.20, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.12, {"glyph": 1.0}),
+        _source("reading", "signs", 0.10, {"reading": 1.0}, after=0.6e6),
+        _source("figures", "signs", 0.04, FIGURES, after=1.2e6),
+        _source("stories", "clip", 0.07, {"story": 1.0}),
+        _source("clips", "clip", 0.14, {"clip": 1.0}),
+        _source("code", "code", 0.05, CODE),
+        _source("sums", "text", 0.08, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
+    )
+)
+
+# small steps: until forms are told apart, what counts is how many there are, not how large they are
+BATCH = BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048)
+OPTIMIZATION = Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3)
+PEAK, SEQUENCE = 4e-3, 2048
 
 
 def run() -> Run:
-    """Joint pre-training."""
+    """Joint pre-training at a constant rate, from random weights."""
     return Run(
         model="nano",
         mixture=MIXTURE,
-        schedule=wsd(peak=4e-3, tokens=TOKENS, warmup=0.01 * TOKENS, decay=0.35 * TOKENS, end=1e-4, sequence=2048),
-        # small steps: until forms are told apart, what counts is how many there are, not how large they are
-        batch=BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048),
-        optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3),
+        schedule=wsd(PEAK, tokens=7.5e6, warmup=240e3, decay=0, sequence=SEQUENCE),
+        batch=BATCH,
+        optimization=OPTIMIZATION,
         seed=1,
+    )
+
+
+def anneal() -> Run:
+    """The same with the rate decaying and more letters: `--model` names the first part's model."""
+    return Run(
+        model="nano",
+        mixture=ANNEALING,
+        schedule=cosine(PEAK, tokens=12e6, warmup=120e3, end=1e-4, sequence=SEQUENCE),
+        batch=BATCH,
+        optimization=OPTIMIZATION,
+        seed=5,
     )
 
 
@@ -97,9 +124,9 @@ def sft() -> Run:
     return Run(
         model="nano",
         mixture=ZERO_VISION,
-        schedule=short(0.6e6, peak=3e-4, sequence=2048),
+        schedule=short(0.6e6, peak=3e-4, sequence=SEQUENCE),
         batch=BatchSize(lanes=4, lanes_per_micro_batch=4, patch_budget=2048),
-        optimization=Optimization(weight_decay=0.05, tau=30.0, router_speed=0.0),
+        optimization=replace(OPTIMIZATION, router_speed=0.0),
         frozen=("vision_tower.", "mm_projector."),
         seed=2,
     )

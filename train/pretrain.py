@@ -2,6 +2,7 @@
 
 moonkit pretrain recipes/nano.py --minutes 10                      the recipe's schedule in ten minutes
 moonkit pretrain recipes/nano.py                                   again after a kill: continues where it was
+moonkit pretrain recipes/nano.py --part anneal --model runs/nano/model     another part, from the weights of the first
 torchrun --nproc-per-node 2 -m train.pretrain recipes/nano.py      the same run on two ranks
 moonkit pretrain recipes/k2_7.py --dry-run                         the whole plan; nothing is trained
 
@@ -26,8 +27,13 @@ class Options:
 
     recipe: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE.py")]
     """A Python file that defines run() -> train.loop.Run."""
+    part: Annotated[str | None, tyro.conf.arg(metavar="FUNCTION")] = None
+    """Another function of the file that returns a Run: recipes of several parts say which."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB ID")] = None
+    """A checkpoint to start from; left out: what the recipe says, for most random weights."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """The run folder. Left out: runs/ and the recipe's name. A folder with checkpoints of the same run is continued."""
+    """The run folder. Left out: runs/ with the names of recipe and part. A folder with checkpoints of the same run is
+    continued."""
     minutes: float | None = None
     """The schedule in so many minutes of training, added up over restarts."""
     steps: int | None = None
@@ -52,14 +58,6 @@ class Options:
     """Print stages, parameters and memory, and leave."""
     ranks: int = 1
     """For --dry-run: plan for so many ranks."""
-
-
-@dataclass(frozen=True)
-class TuneOptions(Options):
-    """The same for fine-tuning."""
-
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB ID")] = None
-    """The checkpoint to start from; left out, the recipe names it."""
 
 
 def load_recipe(path: Path, name: str = "run") -> Run:
@@ -89,7 +87,7 @@ def apply(options: Options, run: Run) -> Run:
         given |= {"minutes": options.minutes, "steps": options.steps}
     if options.recompute:
         given["recompute"] = True
-    if isinstance(options, TuneOptions) and options.model is not None:
+    if options.model is not None:
         given["start"] = options.model
     saving = {"export_steps": options.export_steps, "minutes": options.checkpoint_minutes}
     saving |= {"tensorboard": options.tensorboard or None}
@@ -100,10 +98,10 @@ def apply(options: Options, run: Run) -> Run:
 def main() -> None:
     """The verb."""
     options = tyro.cli(Options, prog="moonkit pretrain", description=__doc__)
-    finish(options, apply(options, load_recipe(options.recipe)), options.recipe.stem)
+    finish(options, apply(options, load_recipe(options.recipe, options.part or "run")), options.part)
 
 
-def finish(options: Options, run: Run, name: str) -> None:
+def finish(options: Options, run: Run, part: str | None) -> None:
     """Plan or train, and leave with the status of the signal that stopped it."""
     if options.dry_run:
         from train.plan import describe_run
@@ -111,6 +109,7 @@ def finish(options: Options, run: Run, name: str) -> None:
         print(describe_run(run, options.ranks))
         return
     ranks: Ranks = start(run.parallel)
+    name = f"{options.recipe.stem}-{part}" if part else options.recipe.stem
     outcome = train(run, options.out or Path("runs") / name, ranks)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)

@@ -9,7 +9,7 @@ trained is the mixture's choice.
 
 import tyro
 
-from train.pretrain import TuneOptions, apply, finish, load_recipe
+from train.pretrain import Options, apply, finish, load_recipe
 from train.schedule import Schedule, cosine
 
 
@@ -20,11 +20,12 @@ def short(tokens: float, peak: float = 2e-4, sequence: int = 1024) -> Schedule:
 
 def main() -> None:
     """The verb."""
-    options = tyro.cli(TuneOptions, prog="moonkit sft", description=__doc__)
-    run = apply(options, load_recipe(options.recipe, "sft"))
+    options = tyro.cli(Options, prog="moonkit sft", description=__doc__)
+    part = options.part or "sft"
+    run = apply(options, load_recipe(options.recipe, part))
     if run.start is None:
         raise ValueError("fine-tuning starts from a trained model: name its folder with --model")
-    finish(options, run, f"{options.recipe.stem}-sft")
+    finish(options, run, part)
 
 
 if __name__ == "__main__":
