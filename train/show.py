@@ -35,6 +35,8 @@ class Show:
 
     recipe: Annotated[Path | None, tyro.conf.arg(metavar="RECIPE.py")] = None
     """Take the mixture of this recipe."""
+    part: Annotated[str, tyro.conf.arg(metavar="FUNCTION")] = "run"
+    """The recipe's function that returns the Run; sft, for instance."""
     source: str | None = None
     """Only this source of the recipe."""
     family: str | None = None
@@ -62,13 +64,14 @@ def chosen_mixture(options: Show) -> tuple[Mixture, int]:
     asked = [name for name in ("recipe", "family", "corpus") if getattr(options, name) is not None]
     if len(asked) > 1:
         raise ValueError(f"--{asked[0]} and --{asked[1]} exclude each other")
-    if options.source is not None and options.recipe is None:
-        raise ValueError("--source names a source of a recipe: give --recipe too")
+    for name, value in (("source", options.source), ("part", options.part if options.part != "run" else None)):
+        if value is not None and options.recipe is None:
+            raise ValueError(f"--{name} names a {name} of a recipe: give --recipe too")
     level, seed = options.level or 1, 0
     if options.recipe is not None:
         from train.pretrain import load_recipe
 
-        run = load_recipe(options.recipe)
+        run = load_recipe(options.recipe, options.part)
         sources, seed = run.mixture.sources, run.seed
         if options.source is not None:
             names = [source.name for source in sources]

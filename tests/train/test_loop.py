@@ -286,6 +286,9 @@ from tests.train.tiny_run import tiny_run
 def run():
     return tiny_run()
 
+def second():
+    return tiny_run()
+
 def sft():
     return tiny_run()
 
@@ -313,6 +316,12 @@ def test_verbs_train_tune_and_draw(
     monkeypatch.setattr("sys.argv", ["sft", str(recipe)])
     with pytest.raises(ValueError, match="--model"):
         sft.main()
+    more = ["--part", "second", "--model", "first/model", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", ["pretrain", str(recipe), *more])
+    pretrain.main()
+    annealed = tmp_path / "runs" / "recipe-second"
+    assert steps_of(annealed)[0]["loss"] < first[0]["loss"]
+    assert json.loads((annealed / "config.json").read_text())["start"] == "first/model"
     monkeypatch.setattr("sys.argv", ["plot", "first", "runs/recipe-sft"])
     plot.main()
     assert (tmp_path / "first" / "curves.png").read_bytes()[:4] == b"\x89PNG"
