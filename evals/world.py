@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from fusion.model import Kimi
 
 
+ASPECTS = {
+    "objects": ("colour", "shape", "exists"),
+    "counts": ("count", "count_colour", "count_shape", "count_both", "more"),
+    "relations": ("relation", "side", "beside", "nearest", "largest", "smallest", "inside", "overlap"),
+}
+"""Kinds of questions about a picture, together where one kind alone is too few to tell."""
+
+
 @dataclass(frozen=True)
 class Score:
     """Right answers among `n`, of one family or one kind of question. Intervals are Wilson's, 95 %."""
@@ -160,6 +168,19 @@ def summarize(name: str, asked: Sequence[Asked], blind: Sequence[Asked] = (), fr
     )
 
 
+def parts(asked: Sequence[Asked]) -> list[tuple[str, list[int]]]:
+    """Names and question numbers of the aspects of a family, then of its kinds; nothing where all are of one kind."""
+    kinds = defaultdict(list)
+    for index, a in enumerate(asked):
+        kinds[a.turn.tests].append(index)
+    found = []
+    for aspect, names in ASPECTS.items():
+        at = sorted(index for name in names for index in kinds.get(f"picture/{name}", ()))
+        if at:
+            found.append((f"picture: {aspect}", at))
+    return found + sorted(kinds.items()) if len(kinds) > 1 else []
+
+
 @dataclass(frozen=True)
 class Arguments:
     """Score a model on held-out compositions of the world's families."""
@@ -222,15 +243,10 @@ def main() -> None:
         score = summarize(family, right, blind, frame)
         scores.append(score)
         console.print(row(score) + f"  [dim]{time.perf_counter() - started:.0f} s[/]")
-        kinds = defaultdict(list)
-        for index, a in enumerate(right):
-            kinds[a.turn.tests].append(index)
-        if len(kinds) > 1:
-            for kind in sorted(kinds):
-                at = kinds[kind]
-                pick = [[group[i] for i in at] if group else [] for group in (right, blind, frame)]
-                scores.append(summarize(kind, *pick))
-                console.print(f"[dim]{row(scores[-1])}[/]")
+        for name, at in parts(right):
+            pick = [[group[i] for i in at] if group else [] for group in (right, blind, frame)]
+            scores.append(summarize(name, *pick))
+            console.print(f"[dim]{row(scores[-1])}[/]")
         for a in [a for a in right if not a.right][: arguments.misses]:
             console.print(f"    {a.turn.question!r}: said {a.reply!r}, right is {a.turn.answer!r}", markup=False)
         records += [

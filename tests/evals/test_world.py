@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from evals.world import Asked, _same_call, answer, markdown, questions, row, summarize, wilson
+from evals.world import ASPECTS, Asked, _same_call, answer, markdown, parts, questions, row, summarize, wilson
+from world import sample
 from world.sample import Sample, Turn
 
 
@@ -52,6 +53,26 @@ def test_majority_is_taken_within_a_kind_of_question() -> None:
     red = turn("red", tests="b")
     both = [Asked(Sample("p", (t,)), t, "", "", False, False) for t in (yes, yes, red, red)]
     assert summarize("both", both).majority == 1.0
+
+
+def test_every_question_about_a_picture_has_one_aspect() -> None:
+    names = [name for names in ASPECTS.values() for name in names]
+    assert len(names) == len(set(names))
+    kinds = {turn.tests for i in range(400) for turn in sample("picture", i, "train", 1, 1 + i % 3).turns}
+    assert kinds == {f"picture/{name}" for name in names}
+
+
+def test_parts_are_aspects_and_kinds() -> None:
+    kinds = ("picture/shape", "picture/count", "picture/colour", "picture/count")
+    set_ = [Asked(Sample("picture", (t,)), t, "", "", False, False) for t in (turn("1", tests=k) for k in kinds)]
+    assert parts(set_) == [
+        ("picture: objects", [0, 2]),
+        ("picture: counts", [1, 3]),
+        ("picture/colour", [2]),
+        ("picture/count", [1, 3]),
+        ("picture/shape", [0]),
+    ]
+    assert parts(set_[:1]) == []
 
 
 def test_chance_is_left_out_when_some_question_is_open() -> None:
