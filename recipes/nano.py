@@ -18,7 +18,7 @@ from pathlib import Path
 from train.corpus import open_corpus
 from train.data import Mixture, Source
 from train.loop import BatchSize, Optimization, Run
-from train.schedule import cosine, wsd
+from train.schedule import wsd
 from train.sft import short
 
 PLAIN = 0.75  # of the samples are pages of text, the rest conversations: half the tokens for the same answers
@@ -91,11 +91,11 @@ def run() -> Run:
 
 
 def anneal() -> Run:
-    """The same with the rate decaying and more letters: `--model` names the first part's model."""
+    """The same with more letters, at last with a decaying rate: `--model` names the first part's model."""
     return Run(
         model="nano",
         mixture=ANNEALING,
-        schedule=cosine(PEAK, tokens=12e6, warmup=120e3, end=1e-4, sequence=SEQUENCE),
+        schedule=wsd(PEAK, tokens=18e6, warmup=120e3, decay=10e6, end=1e-4, sequence=SEQUENCE),
         batch=BATCH,
         optimization=OPTIMIZATION,
         seed=5,
