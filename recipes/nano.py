@@ -55,7 +55,7 @@ MIXTURE = Mixture(
 )
 
 # Things are told apart by now; letters are not, so they have a quarter of the tokens until words come in.
-ANNEALING = Mixture(
+LETTERS = Mixture(
     (
         _source("things", "vision", 0.03, {"thing": 1.0}),
         _source("captions", "vision", 0.13, {"caption": 0.9, "point": 0.1}),
@@ -67,6 +67,25 @@ ANNEALING = Mixture(
         _source("clips", "clip", 0.14, {"clip": 1.0}),
         _source("code", "code", 0.05, CODE),
         _source("sums", "text", 0.08, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
+    )
+)
+
+# Nor is motion: at first the clips are of one shape that does one thing.
+MOTION = Mixture(
+    (
+        _source("things", "vision", 0.02, {"thing": 1.0}),
+        _source("captions", "vision", 0.10, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.20, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.07, {"glyph": 1.0}),
+        _source("reading", "signs", 0.09, {"reading": 1.0}),
+        _source("figures", "signs", 0.03, FIGURES),
+        _source("motion", "clip", 0.09, {"motion": 1.0}),
+        _source("stories", "clip", 0.08, {"story": 1.0}, after=0.8e6),
+        _source("clips", "clip", 0.19, {"clip": 1.0}, after=0.8e6),
+        _source("code", "code", 0.03, CODE),
+        _source("sums", "text", 0.06, {"sum": 1.0}),
         _source("text", "text", 0.03, WORDS),
         LIBRARY,
     )
@@ -90,16 +109,15 @@ def run() -> Run:
     )
 
 
+def letters() -> Run:
+    """The second part, at the same rate: `--model` names the first part's model."""
+    return replace(run(), mixture=LETTERS, schedule=wsd(PEAK, 4.5e6, warmup=120e3, decay=0, sequence=SEQUENCE), seed=5)
+
+
 def anneal() -> Run:
-    """The same with more letters, at last with a decaying rate: `--model` names the first part's model."""
-    return Run(
-        model="nano",
-        mixture=ANNEALING,
-        schedule=wsd(PEAK, tokens=18e6, warmup=120e3, decay=10e6, end=1e-4, sequence=SEQUENCE),
-        batch=BATCH,
-        optimization=OPTIMIZATION,
-        seed=5,
-    )
+    """The third part, in which the rate decays: `--model` names the second part's model."""
+    schedule = wsd(PEAK, 11e6, warmup=120e3, decay=8.5e6, end=1e-4, sequence=SEQUENCE)
+    return replace(run(), mixture=MOTION, schedule=schedule, seed=7)
 
 
 ZERO_VISION = Mixture(

@@ -2,6 +2,7 @@
 
     make(rng, split, level)         ->   Sample "clip": moving, blinking, changing shapes and up to 5 turns
     make_story(rng, split, level)   ->   Sample "story": the same scenes, told in a line
+    make_motion(rng, split, level)  ->   Sample "motion": what one shape does, in few words
 
     travel    shapes cross the picture                direction, moves, speed, faster, mover, same
     turn      a shape turns, or not                   first_way, last_way, turns
@@ -110,6 +111,7 @@ PHRASES = {
         "what moves, {a}, {b} or both?",
     ),
     "story": ("what happens?", "tell what happens."),
+    "motion": ("what does it do?", "say what it does."),
     "end": ("stop or back at the end?", "at the end, stop or back?", "what comes at the end, stop or back?"),
 }
 
@@ -174,6 +176,24 @@ def make_story(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("story", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
 
 
+def make_motion(rng: random.Random, split: Split, level: int) -> Sample:
+    """One shape, and what it does. Held out: its looks, or what it does with such looks."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"clips have levels 1 to 3, got {level}")
+    scene = rng.choices((_travel, _blink, _change), (0.6, 0.15, 0.25))[0]
+    while True:
+        plan = scene(rng, level, 1)
+        if plan is None:
+            continue
+        held = sorted(filter(held_out, plan.visible()))
+        if bool(held) == (split == "heldout"):
+            break
+    key = held[0] if held else min(plan.visible())
+    does = plan.story.split(" ", 2)[2]  # without colour and shape
+    turn = Turn(rng.choice(PHRASES["motion"]), does, "motion", key)
+    return Sample("motion", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+
+
 def _kind(rng: random.Random, level: int) -> "_Scene":
     """Which scene it is to be: chosen once, not again after a rejection, so every split has the same share of each."""
     if level not in (1, 2, 3):
@@ -218,9 +238,9 @@ def _draw(rng: random.Random, plan: _Plan, level: int) -> Pixels:
 # ---- scenes: each returns None where chance left no room, and is asked again
 
 
-def _travel(rng: random.Random, level: int) -> _Plan | None:
+def _travel(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
     length = _length(rng, level)
-    count = rng.choice({1: (1, 1, 2), 2: (1, 2, 2), 3: (2, 2, 3)}[level])
+    count = count or rng.choice({1: (1, 1, 2), 2: (1, 2, 2), 3: (2, 2, 3)}[level])
     things = _things(rng, count)
     ways: list[str] = []
     paces: list[int] = []
@@ -248,27 +268,28 @@ def _travel(rng: random.Random, level: int) -> _Plan | None:
     story = ", ".join(
         f"{_name(thing)} {way}{_pace(pace)}" for thing, way, pace in zip(things, ways, paces, strict=True)
     )
+    told = f"{', '.join(f'{colour} {way}' for (colour, _), way in zip(things, ways, strict=True))}."
     for thing, way, pace in zip(things, ways, paces, strict=True):
         colour, shape = thing
         about = (_pair(thing), f"{_pair(thing)}|{way}")
         asks.append(Ask("direction", way, choices, about, _pair(thing), _it(rng, thing, count)))
         claim = way if rng.random() < 0.5 else rng.choice([other for other in choices if other != way])
         words = _it(rng, thing, count) | {"way": claim}
-        asks.append(Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{_pair(thing)}|{claim}", words))
+        asks.append(Ask("moves", _yes(claim == way), ("yes", "no"), about, f"{_pair(thing)}|{claim}", words, f"{way}."))
         if pace <= SLOW[1] or pace >= FAST[0]:
             word = "slow" if pace <= SLOW[1] else "fast"
             about = (_pair(thing), f"{_pair(thing)}|is {word}")
             asks.append(Ask("speed", word, ("fast", "slow"), about, _pair(thing), _it(rng, thing, count)))
         if count > 1 and ways.count(way) == 1:
             colours = tuple(colour for colour, _ in things)
-            asks.append(Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}))
+            asks.append(Ask("mover", colour, colours, (_pair(thing),), f"{shape}|{way}", {"way": way}, told))
     if count == 2:
         about = (_pair(things[0]), _pair(things[1]))
         if max(paces) >= 1.6 * min(paces):
             words, answer, other = _two(rng, things, paces.index(max(paces)))
             asks.append(Ask("faster", answer, (answer, other), about, other, words))
         detail = "|".join(sorted(colour for colour, _ in things))
-        asks.append(Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}))
+        asks.append(Ask("same", _yes(ways[0] == ways[1]), ("yes", "no"), about, detail, {}, told))
     return _Plan(height, width, _by_time(paths), asks, story)
 
 
@@ -286,7 +307,8 @@ def _turn(rng: random.Random, level: int) -> _Plan | None:
         path.append(_Dot(thing[1], thing[0], size, y, x))
         dy, dx = WAYS[first if t < at else last]
         y, x = y + dy * step, x + dx * step
-    asks = [Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), _it(rng, thing, 1))]
+    words, ways = _it(rng, thing, 1), f"{first}, {last}."
+    asks = [Ask("turns", _yes(first != last), ("yes", "no"), (_pair(thing),), _pair(thing), words, ways)]
     for kind, way in (("first_way", first), ("last_way", last)):
         about = (_pair(thing), f"{_pair(thing)}|{way}")
         asks.append(Ask(kind, way, tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
@@ -312,30 +334,34 @@ def _order(rng: random.Random, level: int) -> _Plan | None:
         for t in range(start, end):
             frames[t].append(_Dot(shape, colour, size, y, x))
     asks = []
+    in_time = [f"{', '.join(thing[by] for thing in things)}." for by in (0, 1)]
     for kind, thing in (("first", things[0]), ("last", things[-1])):
         by = rng.randint(0, 1)
         about = (_pair(thing), f"{_pair(thing)}|{comes} {kind}")
         words = {"what": ("colour", "shape")[by], "comes": comes}
-        asks.append(Ask(kind, thing[by], tuple(each[by] for each in things), about, f"{thing[1 - by]}|{comes}", words))
+        choices = tuple(each[by] for each in things)
+        asks.append(Ask(kind, thing[by], choices, about, f"{thing[1 - by]}|{comes}", words, in_time[by]))
     one, two = sorted(rng.sample(range(count), 2))
     words, answer, other = _two(rng, [things[one], things[two]], 0)
     about = (_pair(things[one]), _pair(things[two]))
-    asks.append(Ask("earlier", answer, (answer, other), about, f"{other}|{comes}", words | {"comes": comes}))
+    thinking = in_time[0 if answer in COLOURS else 1]
+    words |= {"comes": comes}
+    asks.append(Ask("earlier", answer, (answer, other), about, f"{other}|{comes}", words, thinking))
     if count > 2:
         number, by = rng.randrange(count - 1), rng.randint(0, 1)
         before, after = things[number], things[number + 1]
         words = {"a": before[by], "what": ("colour", "shape")[by], "comes": comes}
         choices = tuple(each[by] for each in things if each is not before)
         about = (_pair(before), _pair(after))
-        asks.append(Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words))
+        asks.append(Ask("next", after[by], choices, about, f"{before[by]}|{comes}", words, in_time[by]))
     story = ", then ".join(f"{_name(thing)} {comes}" for thing in things)
     return _Plan(height, width, frames, asks, story)
 
 
-def _blink(rng: random.Random, level: int) -> _Plan | None:
+def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
     height, width = _sides(rng, level)
     length = 8 if level == 1 else rng.choice((8, 12))  # the length must not tell the count: four fit in 8
-    count = rng.choice((1, 2) if level == 1 else (2, 2, 3))
+    count = count or rng.choice((1, 2) if level == 1 else (2, 2, 3))
     things = _things(rng, count)
     sizes = [rng.randint(*SIZES) for _ in things]
     places = _places(rng, sizes, height, width)
@@ -415,10 +441,10 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     return _Plan(height, width, _by_time([path]), asks, story)
 
 
-def _change(rng: random.Random, level: int) -> _Plan | None:
+def _change(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
     height, width = _sides(rng, level)
     length = _length(rng, level)
-    count = rng.choice((1, 2) if level < 3 else (2, 3))
+    count = count or rng.choice((1, 2) if level < 3 else (2, 3))
     things = _things(rng, count)
     what = rng.choice(("colour", "shape", "size", "size", "nothing"))
     (colour, shape), size = things[0], rng.randint(21, 25)
@@ -628,5 +654,5 @@ SCENES: dict[str, tuple[_Scene, float]] = {
     "collide": (_collide, 0.1),
 }
 
-MAKERS: dict[str, Maker] = {"clip": make, "story": make_story}
-WEIGHTS: dict[str, float] = {"clip": 0.7, "story": 0.3}
+MAKERS: dict[str, Maker] = {"clip": make, "story": make_story, "motion": make_motion}
+WEIGHTS: dict[str, float] = {"clip": 0.65, "story": 0.25, "motion": 0.1}

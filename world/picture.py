@@ -14,7 +14,8 @@ Compositions, tried for every visible shape and every turn:
     picture/count#2|3|blue|star+red|star       phrasing, answer and all that the scene shows: never a phrasing with its
                                                answer alone, from which the words would give the answer away
 
-Counts are worked: the thought lists what is counted, in the order of a caption, and the answer is how many.
+Counts are worked: the thought lists what is counted, in the order of a caption, and the answer is how many. So are
+relations: it says where both are, in tenths of the picture from the left or from the top.
 """
 
 import random
@@ -246,6 +247,7 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
             choices=YES_NO,
             about=("|".join(pair),),
             detail=f"{'|'.join(pair)}|{look}",
+            thinking=_listed(t.shape for _, _, t in ordered if t.colour == pair[0]),
         )
     single = [t for t in things if shapes.count(t.shape) == 1]
     if single:
@@ -321,6 +323,7 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
             choices=YES_NO,
             about=both,
             detail="|".join((*both, true)),
+            thinking=_compared(scene, a, b, " of" in true),
         )
     across: list[tuple[Thing, Thing, str, str] | None] = [o for o in options if " of" in o[2]]
     chosen = rng.choice(across or [None])  # drawn from even where there is none: what follows stays what it was
@@ -335,6 +338,7 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
             choices=("left", "right"),
             about=both,
             detail="|".join(both),
+            thinking=_compared(scene, a, b, True),
         )
     if len(scene.all) == 2:  # only one can be meant
         a, b, true, _ = rng.choice(options)
@@ -345,7 +349,14 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
             choices=tuple(COLOURS),
             about=(f"{a.colour}|{a.shape}",),
             detail=f"{b.colour}|{b.shape}|{true}",
+            thinking=_listed((a.name, b.name)),
         )
+
+
+def _compared(scene: Scene, a: Thing, b: Thing, across: bool) -> str:
+    """Where both centres are, in tenths of the picture from the left edge, or from the top."""
+    axis, side = (0, scene.width) if across else (1, scene.height)
+    return _listed(f"{t.name} {int(10 * t.centre[axis] / side)}" for t in (a, b))
 
 
 def _extremes(rng: random.Random, scene: Scene) -> Iterator[Ask]:
