@@ -111,7 +111,7 @@ def run() -> Run:
 
 def letters() -> Run:
     """The second part, at the same rate: `--model` names the first part's model."""
-    return replace(run(), mixture=LETTERS, schedule=wsd(PEAK, 4.5e6, warmup=120e3, decay=0, sequence=SEQUENCE), seed=5)
+    return replace(run(), mixture=LETTERS, schedule=wsd(PEAK, 4.6e6, warmup=120e3, decay=0, sequence=SEQUENCE), seed=5)
 
 
 def anneal() -> Run:
