@@ -10,8 +10,11 @@ import torch
 from fusion.config import KimiConfig
 from fusion.model import Kimi
 from fusion.sizes import count
+from lm.config import TextConfig
+from moonvit.config import VisionConfig
 from train.loop import Run
 from train.muon import parameter_groups
+from train.schedule import Stage
 
 _GIB = 2**30
 
@@ -99,8 +102,58 @@ def _stages(run: Run) -> list[str]:
     return lines
 
 
+def layer_bytes(config: TextConfig, moe: bool, sequence: int, half: bool) -> float:
+    """Bytes that a layer keeps for its backward, per token. half: bfloat16 by autocast; else float32 on a CPU."""
+    size = 2 if half else 4
+    dim, inner, chosen, heads = (
+        config.hidden_size,
+        config.moe_intermediate_size,
+        config.num_experts_per_tok,
+        config.num_attention_heads,
+    )
+    wide = config.qk_nope_head_dim + config.qk_rope_head_dim
+    latents = (config.q_lora_rank or 0) + config.kv_lora_rank
+    # of each head: queries, keys, values and result; then the tiles' shares, or the kernel's sums
+    if half:
+        head = 8 * wide + 2 * config.v_head_dim + 4
+        common = 24 * dim + 8 * latents
+    else:
+        head = 8 * wide + 8 * config.v_head_dim + 2 * (sequence + 64)
+        common = 24 * dim + 12 * latents + 8 * config.qk_rope_head_dim
+    kept = common + heads * head + 16
+    if not moe:
+        return kept + 4 * size * config.intermediate_size
+    shared = 4 * size * inner * config.n_shared_experts
+    routed = chosen * (size * (dim + 2 * inner) + 16) + 4 * config.n_routed_experts
+    return kept + shared + routed + (4 * dim if half else 0)
+
+
+def block_bytes(config: VisionConfig, half: bool) -> float:
+    """Bytes that a block of the tower keeps for its backward, per patch."""
+    per_dim, per_inner = (22, 4) if half else (36, 8)
+    return per_dim * config.hidden_size + per_inner * config.intermediate_size + 4 * config.num_heads + 16
+
+
+def activation_bytes(run: Run, stage: Stage, half: bool) -> float:
+    """Bytes that one micro-batch of full sequences keeps for its backward, logits aside (train/loss.py bounds them).
+
+    Counted from what autograd saves, layer by layer; tests compare it with the saved tensors of real models. A padded
+    room of the experts on a CPU in bfloat16 is not in it, and what recomputation holds is one layer at a time.
+    """
+    config = run.config()
+    tokens = run.batch.lanes_per_micro_batch * stage.sequence
+    patches = min(run.batch.lanes_per_micro_batch * run.patch_budget_of(stage), 4 * tokens) if config.vision else 0
+    text, blocks = config.text, config.vision.num_layers if config.vision else 0
+    layers = [layer_bytes(text, text.is_moe(i), stage.sequence, half) for i in range(text.num_hidden_layers)]
+    block = block_bytes(config.vision, half) if config.vision else 0.0
+    if run.recompute:
+        widths = 4 * text.hidden_size * len(layers), 4 * config.vision.hidden_size * blocks if config.vision else 0
+        return tokens * (widths[0] + max(layers)) + patches * (widths[1] + block)
+    return tokens * sum(layers) + patches * blocks * block
+
+
 def _memory(run: Run, ranks: int, sums: dict[str, tuple[int, int]]) -> list[str]:
-    """float32 master weights and gradients, one momentum for Muon, two for AdamW. Activations are not counted."""
+    """float32 master weights and gradients, one momentum for Muon, two for AdamW; then activations."""
     sliced = ranks if run.parallel == "fsdp" else 1
     muon, adamw = (sums.get(kind, (0, 0))[1] for kind in ("muon", "adamw"))
     sizes = {
@@ -111,9 +164,18 @@ def _memory(run: Run, ranks: int, sums: dict[str, tuple[int, int]]) -> list[str]
     how = f"sliced over {ranks:,} ranks (fsdp)" if sliced > 1 else "whole on every rank"
     whole = sum(sizes.values()) / sliced
     listed = ", ".join(f"{name} {size / sliced / _GIB:,.2f}" for name, size in sizes.items())
-    recompute = "layers are recomputed" if run.recompute else "kept for all layers"
-    return [
-        f"memory of each rank, {how}: {whole / _GIB:,.2f} GiB ({listed})",
-        f"activations come on top ({recompute}): they grow with the {run.batch.lanes_per_micro_batch} sequences of a "
-        "micro-batch",
-    ]
+    how_kept = "layers are recomputed" if run.recompute else "kept for all layers"
+    lines = [f"memory of each rank, {how}: {whole / _GIB:,.2f} GiB ({listed})"]
+    half = run.precision == "bfloat16" or (run.precision == "auto" and torch.cuda.is_available())
+    for stage in _longest(run.schedule.stages):
+        size = activation_bytes(run, stage, half) / _GIB
+        lines.append(
+            f"activations on top, {how_kept}, {'bfloat16' if half else 'float32'}: {size:,.2f} GiB for "
+            f"{run.batch.lanes_per_micro_batch} sequences of {stage.sequence:,}"
+        )
+    return lines
+
+
+def _longest(stages: tuple[Stage, ...]) -> list[Stage]:
+    """One stage of each sequence length, in order."""
+    return list({stage.sequence: stage for stage in stages}.values())
