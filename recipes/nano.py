@@ -116,7 +116,7 @@ def letters() -> Run:
 
 def anneal() -> Run:
     """The third part, in which the rate decays: `--model` names the second part's model."""
-    schedule = wsd(PEAK, 11e6, warmup=120e3, decay=8.5e6, end=1e-4, sequence=SEQUENCE)
+    schedule = wsd(PEAK, 8.6e6, warmup=120e3, decay=6.5e6, end=1e-4, sequence=SEQUENCE)
     return replace(run(), mixture=MOTION, schedule=schedule, seed=7)
 
 
