@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: tour test test-slow bench lint clean
+.PHONY: tour test test-slow bench lint clean nano
 
 tour: $(VENV)/.installed
 	$(BIN)/moonkit tour
@@ -14,6 +14,17 @@ test: $(VENV)/.installed-dev lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# the model in the box from nothing; hours. What is done is not done again
+RUNS ?= runs
+nano: $(VENV)/.installed
+	test -d $(RUNS)/nano/model || $(BIN)/moonkit pretrain recipes/nano.py --out $(RUNS)/nano
+	test -d $(RUNS)/nano-letters/model || $(BIN)/moonkit pretrain recipes/nano.py --part letters \
+	  --model $(RUNS)/nano/model --out $(RUNS)/nano-letters
+	test -d $(RUNS)/nano-anneal/model || $(BIN)/moonkit pretrain recipes/nano.py --part anneal \
+	  --model $(RUNS)/nano-letters/model --out $(RUNS)/nano-anneal
+	$(BIN)/moonkit sft recipes/nano.py --model $(RUNS)/nano-anneal/model --out $(RUNS)/nano-sft
+	$(BIN)/moonkit score --model $(RUNS)/nano-sft/model
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,14 +1,20 @@
 """The model in the box: 11.6M parameters that see, count, read, add and write small programs.
 
-    moonkit pretrain recipes/nano.py --out runs/nano              joint pre-training, all sources from the first step
-    moonkit sft recipes/nano.py --model runs/nano/model ...       zero-vision SFT, text only
+    make nano                 all of the following; after a kill, the same command continues
 
-The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four of 48
+    moonkit pretrain recipes/nano.py --out runs/nano                                               forms
+    moonkit pretrain recipes/nano.py --part letters --model runs/nano/model --out runs/nano-letters
+    moonkit pretrain recipes/nano.py --part anneal --model runs/nano-letters/model --out runs/nano-anneal
+    moonkit sft recipes/nano.py --model runs/nano-anneal/model --out runs/nano-sft                 zero-vision SFT
+
+Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
+young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four of 48
 experts, top 4, with one shared. Data is made as it is read (world/), nothing is downloaded, and whatever the world
 holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano runs/nano-sft --out fusion/assets/nano     the last model, experts in 4 bits
+    python -m recipes.nano ship runs/nano runs/nano-letters runs/nano-anneal runs/nano-sft --out fusion/assets/nano
+                                                                  the last model, experts in 4 bits, and all logs
 """
 
 from collections.abc import Iterator
@@ -208,7 +214,7 @@ def ship(runs: list[Path], folder: Path) -> None:
         versions = [json.loads(line) for line in (run_folder / "versions.jsonl").read_text().splitlines()]
         config = json.loads((run_folder / "config.json").read_text())
         if config.get("start"):
-            config["start"] = Path(config["start"]).name  # the folder's place on one machine says nothing
+            config["start"] = "/".join(Path(config["start"]).parts[-2:])  # its place on one machine says nothing
         story.append(
             {
                 "config": config,
