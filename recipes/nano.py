@@ -8,9 +8,9 @@
     moonkit sft recipes/nano.py --model runs/nano-anneal/model --out runs/nano-sft                 zero-vision SFT
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
-young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four of 48
-experts, top 4, with one shared. Data is made as it is read (world/), nothing is downloaded, and whatever the world
-holds out by composition is never trained on.
+young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
+of 48 experts, top 4, with one shared. Data is made as it is read (world/), nothing is downloaded, and whatever the
+world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
     python -m recipes.nano ship runs/nano runs/nano-letters runs/nano-anneal runs/nano-sft --out fusion/assets/nano
