@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fusion.checkpoint import bundled_tokenizer
 from fusion.config import nano
 from fusion.model import Kimi
 from recipes.k2_7 import run as k2_7
-from recipes.nano import MIXTURE, ZERO_VISION, run, sft
+from recipes.nano import LETTERS, MIXTURE, MOTION, ZERO_VISION, anneal, letters, run, sft
 from train.plan import describe_run
 
 BOX = Path(str(files("fusion") / "assets" / "nano"))
@@ -76,7 +77,7 @@ def test_it_writes_programs_that_pass(kimi: Kimi) -> None:
 
 
 def test_recipes_name_families_that_exist() -> None:
-    for mixture in (MIXTURE, ZERO_VISION):
+    for mixture in (MIXTURE, LETTERS, MOTION, ZERO_VISION):
         assert sum(source.weight for source in mixture.sources) == pytest.approx(1)
         for source in mixture.sources:
             assert set(source.families) <= set(world.MAKERS)
@@ -84,6 +85,14 @@ def test_recipes_name_families_that_exist() -> None:
     assert not shown, f"zero-vision SFT sees no picture, but {shown} show one"
     assert sft().frozen == ("vision_tower.", "mm_projector.")
     assert run().config() == nano()
+
+
+def test_parts_differ_in_data_and_rate_alone() -> None:
+    first, last = run(), anneal()
+    for part in (letters(), last):
+        assert replace(part, mixture=first.mixture, schedule=first.schedule, seed=first.seed) == first
+    assert first.schedule.stages[-1].end == last.schedule.stages[0].end > 10 * last.schedule.stages[-1].end
+    assert len({part.seed for part in (first, letters(), last, sft())}) == 4, "no part reads another's documents again"
 
 
 def test_k2s_plan_has_the_reports_numbers() -> None:
