@@ -1,10 +1,10 @@
 """moonkit pretrain: train a model from random weights, pictures and text together from the first step.
 
-moonkit pretrain recipes/nano.py --minutes 10                      the recipe's schedule in ten minutes
-moonkit pretrain recipes/nano.py                                   again after a kill: continues where it was
-moonkit pretrain recipes/nano.py --part anneal --model runs/nano/model     another part, from the weights of the first
-torchrun --nproc-per-node 2 -m train.pretrain recipes/nano.py      the same run on two ranks
-moonkit pretrain recipes/k2_7.py --dry-run                         the whole plan; nothing is trained
+    moonkit pretrain recipes/nano.py --minutes 10                   the recipe's schedule in ten minutes
+    moonkit pretrain recipes/nano.py                                again after a kill: continues where it was
+    moonkit pretrain recipes/nano.py --part letters --model runs/nano/model     the next part, from these weights
+    torchrun --nproc-per-node 2 -m train.pretrain recipes/nano.py   the same run on two ranks
+    moonkit pretrain recipes/k2_7.py --dry-run                      the whole plan; nothing is trained
 
 A recipe is a Python file with a function `run()` that returns a train.loop.Run.
 """

@@ -1,6 +1,6 @@
 """moonkit sft: fine-tune a model that has been trained, with the same step, loop and optimizer (Muon here too).
 
-moonkit sft recipes/nano.py --model runs/nano/model
+    moonkit sft recipes/nano.py --model runs/nano/model
 
 The recipe's function `sft()` returns the Run; its schedule is short and its rate low (see `short`). K2.5's first
 fine-tuning is zero-vision: text only, with image operations as calls of a tool; whether that or ordinary vision SFT is

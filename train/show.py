@@ -1,9 +1,9 @@
 """moonkit data show: what is trained on, token by token, with the loss mask in colour.
 
-moonkit data show --recipe recipes/nano.py -n 9                      documents of a recipe's mixture, source by source
-moonkit data show --recipe recipes/nano.py --source clips --index 40
-moonkit data show --family picture --split heldout --picture out.png one family of the world, its pictures as a sheet
-moonkit data show --corpus chats.jsonl                               your own data, as a run would read it
+    moonkit data show --recipe recipes/nano.py -n 9                a recipe's documents, source by source
+    moonkit data show --recipe recipes/nano.py --source clips --index 40
+    moonkit data show --family picture --picture out.png           one family of the world, its pictures as a sheet
+    moonkit data show --corpus chats.jsonl                         your own data, as a run would read it
 
 Green is learned, grey is only read; neighbouring tokens differ in shade. Without colour, learned text stands in «».
 """
