@@ -349,14 +349,17 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
             choices=tuple(COLOURS),
             about=(f"{a.colour}|{a.shape}",),
             detail=f"{b.colour}|{b.shape}|{true}",
-            thinking=_listed((a.name, b.name)),
+            thinking=_listed((b.colour, a.colour)),
         )
 
 
 def _compared(scene: Scene, a: Thing, b: Thing, across: bool) -> str:
-    """Where both centres are, in tenths of the picture from the left edge, or from the top."""
+    """Where both centres are, in tenths of the picture from the left edge, or from the top.
+
+    Shapes without their colours: a model that has never said "purple ring" would say the name of another one here.
+    """
     axis, side = (0, scene.width) if across else (1, scene.height)
-    return _listed(f"{t.name} {int(10 * t.centre[axis] / side)}" for t in (a, b))
+    return _listed(f"{t.shape} {int(10 * t.centre[axis] / side)}" for t in (a, b))
 
 
 def _extremes(rng: random.Random, scene: Scene) -> Iterator[Ask]:

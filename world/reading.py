@@ -2,6 +2,7 @@
 
     make(rng, split, level)        ->   Sample "reading": one to four texts, up to 4 turns
     make_glyph(rng, split, level)  ->   Sample "glyph": one to three letters or digits on a small picture
+    make_spelling(rng, split, level) -> Sample "spelling": an invented word, which only its letters can tell
 
     level 1   one or two texts, upright, letters of 30 px and more, plain ground
     level 2   up to three, 24 px and more, turned by up to 8 degrees, noisy grounds
@@ -36,6 +37,7 @@ PHRASES = {
     "number": ("read the number.", "what number is this?", "which number is in the picture?"),
     "word": ("read the word.", "what word is this?", "which word is in the picture?"),
     "glyph": ("read it.", "what does it say?"),
+    "spelling": ("read the word.", "what word is this?", "which word is in the picture?"),
     "coloured": ("read the {colour} text.", "what is written in {colour}?", "what does the {colour} text say?"),
     "top": ("read the top line.", "what is written at the top?", "what does the top line say?"),
     "bottom": ("read the bottom line.", "what is written at the bottom?", "what does the bottom line say?"),
@@ -159,6 +161,28 @@ def make_glyph(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("glyph", (turn,), (Image(_paint(rng, height, width, [line], level)),), level=level, split=split)
 
 
+def make_spelling(rng: random.Random, split: Split, level: int) -> Sample:
+    """A word of three to six letters that nobody uses: consonants and vowels by turns, now and then two of a kind."""
+    if level not in (1, 2, 3):
+        raise ValueError(f"spelling has levels 1 to 3, got {level}")
+    while True:
+        vowel = rng.random() < 0.4
+        text = ""
+        for _ in range(rng.randint(3, 6)):
+            text += rng.choice("aeiou" if vowel else "bcdfghjklmnpqrstvwxyz")
+            vowel = not vowel if rng.random() < 0.8 else vowel
+        mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
+        rows, columns = mask.shape[:2]
+        height, width = (28 * -(-(side + 4) // 28) for side in (rows, columns))
+        if text not in WORDS and belongs(f"text|{text}", split) and max(height, width) <= 196:
+            break
+    colour = rng.choice([c for c in COLOURS if c != "yellow"])
+    line = Line(text, colour, mask, rng.randint(2, width - columns - 2), rng.randint(2, height - rows - 2))
+    turn = Turn(rng.choice(PHRASES["spelling"]), text, "spelling", f"text|{text}", spelled(text))
+    picture = Image(_paint(rng, height, width, [line], level))
+    return Sample("spelling", (turn,), (picture,), level=level, split=split)
+
+
 def make(rng: random.Random, split: Split, level: int) -> Sample:
     """One to four texts, and turns that read them."""
     if level not in (1, 2, 3):
@@ -189,5 +213,5 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
     return Sample("reading", tuple(turns), (Image(_paint(rng, height, width, lines, level)),), level=level, split=split)
 
 
-MAKERS: dict[str, Maker] = {"reading": make, "glyph": make_glyph}
-WEIGHTS: dict[str, float] = {"reading": 0.7, "glyph": 0.3}
+MAKERS: dict[str, Maker] = {"reading": make, "glyph": make_glyph, "spelling": make_spelling}
+WEIGHTS: dict[str, float] = {"reading": 0.5, "glyph": 0.25, "spelling": 0.25}

@@ -14,7 +14,7 @@ from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
 import world
-from world.reading import PHRASES, WORDS, make, make_glyph
+from world.reading import PHRASES, WORDS, make, make_glyph, make_spelling
 from world.sample import Image, Sample, Split, held_out, rng_of
 from world.scene import COLOURS
 
@@ -132,7 +132,7 @@ def test_numbers_of_every_length_and_all_phrasings_occur() -> None:
     lengths = {len(turn.answer) for turn in turns if turn.answer.isdigit()}
     assert lengths == {1, 2, 3, 4}
     for kind, phrases in PHRASES.items():
-        if kind == "glyph":
+        if kind in ("glyph", "spelling"):
             continue
         asked = {re.sub("|".join(COLOURS), "{colour}", t.question) for t in turns if t.tests == f"reading/{kind}"}
         assert asked == set(phrases), kind
@@ -166,6 +166,21 @@ def test_glyphs_are_spelled_and_held_out_like_texts(split: Split) -> None:
     assert lengths == ({2, 3} if split == "heldout" else {1, 2, 3})
     with pytest.raises(ValueError, match="levels 1 to 3"):
         make_glyph(random.Random(0), "train", 4)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_invented_words_are_told_by_their_letters_alone(split: Split) -> None:
+    texts = []
+    for index in range(200):
+        sample = world.sample("spelling", index, split, 3, 1 + index % 3)
+        (turn,), (picture,) = sample.turns, sample.media
+        texts.append(turn.answer)
+        assert 3 <= len(turn.answer) <= 6 and turn.answer not in WORDS and turn.thinking == " ".join(turn.answer)
+        assert held_out(turn.composition) == (split == "heldout")
+        assert isinstance(picture, Image) and max(picture.pixels.shape[:2]) <= 196
+    assert len(set(texts)) > 190 and set("".join(texts)) == set("abcdefghijklmnopqrstuvwxyz")
+    with pytest.raises(ValueError, match="levels 1 to 3"):
+        make_spelling(random.Random(0), "train", 4)
 
 
 def test_words_are_spelled_before_they_are_read() -> None:
