@@ -189,6 +189,34 @@ def test_answers_are_even_and_few_words() -> None:
             assert counts.most_common(1)[0][1] / counts.total() <= 0.3, (kind, counts)
 
 
+def test_thoughts_lead_to_the_answer() -> None:
+    ways = sorted(WAYS, key=len, reverse=True)  # "up left" before "up"
+    kinds: Counter[str] = Counter()
+    for sample in samples():
+        for turn in sample.turns:
+            kind, said = turn.tests.removeprefix("clip/"), turn.thinking.removesuffix(".").split(", ")
+            kinds[kind] += bool(turn.thinking)
+            if kind == "moves":
+                claim = next(way for way in ways if f" {way}" in turn.question.rstrip("?"))
+                assert turn.answer == ("yes" if said == [claim] else "no")
+            elif kind in ("same", "mover"):
+                going = dict(part.split(" ", 1) for part in said)
+                if kind == "same":
+                    assert turn.answer == ("yes" if len(set(going.values())) == 1 else "no")
+                else:
+                    assert going[turn.answer] == next(way for way in ways if f" {way}" in turn.question.rstrip("?"))
+            elif kind == "turns":
+                assert turn.answer == ("yes" if said[0] != said[1] else "no")
+            elif kind in ("first", "last"):
+                assert turn.answer == said[0 if kind == "first" else -1]
+            elif kind == "earlier":
+                assert turn.answer == next(word for word in said if word in turn.question)
+            elif kind == "next" and turn.thinking:  # of a change it is told without
+                before = next(word for word in said if word in turn.question)
+                assert turn.answer == said[said.index(before) + 1]
+    assert all(kinds[kind] for kind in ("moves", "same", "mover", "turns", "first", "last", "earlier", "next"))
+
+
 def test_sizes_and_lengths_of_levels() -> None:
     for sample in samples():
         count, height, width, _ = frames(sample).shape

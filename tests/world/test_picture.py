@@ -310,6 +310,36 @@ def test_counts_are_worked_by_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kinds) == 4
 
 
+def test_thoughts_lead_to_the_answer_and_name_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relations: the tenths decide. Existence: the shape is among those of its colour. No colour stands by a shape."""
+    kinds: Counter[str] = Counter()
+    for split in ("train", "heldout"):
+        for made, _, _ in seen(monkeypatch, "picture", split, range(200)):
+            for turn in made.turns:
+                said = turn.thinking.removesuffix(".").split(", ")
+                words = turn.question.replace("?", "").replace(".", "").replace(",", "").split()
+                if turn.tests in ("picture/relation", "picture/side"):
+                    (a, one), (b, two) = (part.split() for part in said)
+                    named = [word for word in words if word in SHAPES]
+                    assert [a, b] == named
+                    first_less = any(word in words for word in ("above", "left")) and turn.tests == "picture/relation"
+                    if int(one) == int(two):
+                        continue
+                    kinds[turn.tests] += 1
+                    if turn.tests == "picture/side":
+                        assert turn.answer == ("left" if int(one) < int(two) else "right")
+                    else:
+                        assert (turn.answer == "yes") == (first_less == (int(one) < int(two)))
+                elif turn.tests == "picture/exists":
+                    shape = next(word for word in words if word in SHAPES)
+                    kinds[turn.tests] += 1
+                    assert (turn.answer == "yes") == (shape in said)
+                elif turn.tests == "picture/beside":
+                    kinds[turn.tests] += 1
+                    assert said[1] == turn.answer and said[0] in COLOURS
+    assert len(kinds) == 4 and min(kinds.values()) > 10, kinds
+
+
 def test_captions_leave_no_doubt_about_places(monkeypatch: pytest.MonkeyPatch) -> None:
     for _, shown, _ in seen(monkeypatch, "caption", "train", range(100)):
         for thing in shown.all:
