@@ -63,17 +63,18 @@ def small(experts: int = 32) -> KimiConfig:
 
 
 def _source(name: str, group: str, weight: float, families: dict[str, float], **more: Any) -> Source:
-    return Source(name, group, weight, families, levels=(1, 1), plain=1.0, **more)
+    return Source(name, group, weight, families, levels=(1, 1), **more)
 
 
-def _pictures(weight: float, after: int = 0) -> Source:
-    return _source("pictures", "vision", weight, {"thing": 0.7, "caption": 0.15, "picture": 0.15}, after=after)
+def _pictures(weight: float, after: int = 0, plain: float = 0.5) -> Source:
+    families = {"thing": 0.7, "caption": 0.15, "picture": 0.15}
+    return _source("pictures", "vision", weight, families, after=after, plain=plain)
 
 
-def _words(weight: float) -> tuple[Source, ...]:
+def _words(weight: float, plain: float = 0.5) -> tuple[Source, ...]:
     return (
-        _source("code", "code", 0.5 * weight, {"function": 1.0}),
-        _source("sums", "text", 0.5 * weight, {"sum": 1.0}),
+        _source("code", "code", 0.5 * weight, {"function": 1.0}, plain=plain),
+        _source("sums", "text", 0.5 * weight, {"sum": 1.0}, plain=plain),
     )
 
 
@@ -110,7 +111,7 @@ def optimizer(tokens: float) -> Ablation:
 
 def sft(tokens: float) -> Ablation:
     """The same pre-trained model, which has read pages but no conversation, after three kinds of fine-tuning."""
-    base = _run(Mixture((_pictures(0.6), *_words(0.4))), tokens)
+    base = _run(Mixture((_pictures(0.6, plain=1.0), *_words(0.4, plain=1.0))), tokens)
 
     def chat(name: str, group: str, weight: float, families: dict[str, float]) -> Source:
         return Source(name, group, weight, families, levels=(1, 1))

@@ -65,7 +65,7 @@ def draw(runs: Sequence[Path], out: Path, smooth: int = 25) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     logs = {folder: read_steps(folder) for folder in runs}
     groups = list(dict.fromkeys(name for log in logs.values() for record in log for name in record["losses"]))
@@ -101,9 +101,11 @@ def draw(runs: Sequence[Path], out: Path, smooth: int = 25) -> None:
         axis.margins(x=0.01)
         if panel.startswith(("loss", "gradient")) and axis.has_data():
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_formatter(ScalarFormatter())
-            axis.tick_params(axis="y", which="minor", labelsize=7)
+            low, high = axis.get_ylim()
+            # within a decade or two, its powers alone would label one or two lines
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
