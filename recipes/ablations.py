@@ -110,8 +110,8 @@ def optimizer(tokens: float) -> Ablation:
 
 
 def sft(tokens: float) -> Ablation:
-    """The same pre-trained model, which has read pages but no conversation, after three kinds of fine-tuning."""
-    base = _run(Mixture((_pictures(0.6, plain=1.0), *_words(0.4, plain=1.0))), tokens)
+    """The same pre-trained model, which has read few conversations, after three kinds of fine-tuning."""
+    base = _run(Mixture((_pictures(0.6, plain=0.9), *_words(0.4, plain=0.9))), tokens)
 
     def chat(name: str, group: str, weight: float, families: dict[str, float]) -> Source:
         return Source(name, group, weight, families, levels=(1, 1))
@@ -122,7 +122,7 @@ def sft(tokens: float) -> Ablation:
         chat("image operations", "tool", 0.3, {"proxy": 0.7, "tool": 0.3}),
     )
     seeing = (*words, chat("pictures", "vision", 1.0, {"thing": 0.4, "caption": 0.2, "picture": 0.4}))
-    tuned = replace(base, schedule=short(0.08 * tokens, peak=5e-4, sequence=SEQUENCE), start="arm:none", seed=4)
+    tuned = replace(base, schedule=short(0.3 * tokens, peak=1e-3, sequence=SEQUENCE), start="arm:none", seed=4)
     resting = ("vision_tower.", "mm_projector.")
     arms = {
         "none": base,
