@@ -300,6 +300,8 @@ class Trainer:
             nesterov=plan.nesterov,
             betas=plan.betas,
             eps=plan.eps,
+            # "auto" lets it be in bfloat16 also where the products are not: its shapes never change
+            dtype=None if run.precision == "auto" else named[run.precision],
         )
         self.peaks, self.balance = PeakLogits(), RouterBalance(kimi.language_model)
 

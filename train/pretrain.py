@@ -43,7 +43,8 @@ class Options:
     workers: int | None = None
     """Processes that make data."""
     precision: Literal["auto", "float32", "bfloat16"] | None = None
-    """auto: bfloat16 on GPUs that have it, else float32. Weights are float32 with all."""
+    """auto: bfloat16 on GPUs that have it, else float32, but for Newton-Schulz where AMX is fast. Weights are float32
+    with all."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """Under torchrun: whole models with summed gradients, or sliced ones."""
     recompute: bool = False

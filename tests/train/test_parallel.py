@@ -19,7 +19,7 @@ from train.parallel import Mode, Ranks, gradient_norm, start
 
 # gradients of experts that one rank's tokens never chose, and of a step whose pictures all lie on one rank, come by
 # themselves: eight experts, four short lanes
-GENTLE = {"optimization": Optimization(tau=0.5, kind="muon")}
+GENTLE = {"optimization": Optimization(tau=0.5, kind="muon"), "precision": "float32"}
 
 
 def free_port() -> str:
