@@ -164,14 +164,7 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
 def make_story(rng: random.Random, split: Split, level: int) -> Sample:
     """One clip, told: who is in it and what it does. Held out: something that happens in it is."""
     scene = _kind(rng, level)
-    while True:
-        plan = scene(rng, level)
-        if plan is None:
-            continue
-        held = sorted(filter(held_out, plan.visible()))
-        if bool(held) == (split == "heldout"):
-            break
-    key = held[0] if held else min(plan.visible())
+    plan, key = _of_split(split, lambda: scene(rng, level))
     turn = Turn(rng.choice(PHRASES["story"]), plan.story, "story", key)
     return Sample("story", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
 
@@ -181,17 +174,21 @@ def make_motion(rng: random.Random, split: Split, level: int) -> Sample:
     if level not in (1, 2, 3):
         raise ValueError(f"clips have levels 1 to 3, got {level}")
     scene = rng.choices((_travel, _blink, _change), (0.6, 0.15, 0.25))[0]
+    plan, key = _of_split(split, lambda: scene(rng, level, 1))
+    does = plan.story.split(" ", 2)[2]  # without colour and shape
+    turn = Turn(rng.choice(PHRASES["motion"]), does, "motion", key)
+    return Sample("motion", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+
+
+def _of_split(split: Split, draw: Callable[[], _Plan | None]) -> tuple[_Plan, str]:
+    """The first drawn clip of this split, and its composition: something held out that it shows, if anything is."""
     while True:
-        plan = scene(rng, level, 1)
+        plan = draw()
         if plan is None:
             continue
         held = sorted(filter(held_out, plan.visible()))
         if bool(held) == (split == "heldout"):
-            break
-    key = held[0] if held else min(plan.visible())
-    does = plan.story.split(" ", 2)[2]  # without colour and shape
-    turn = Turn(rng.choice(PHRASES["motion"]), does, "motion", key)
-    return Sample("motion", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+            return plan, held[0] if held else min(plan.visible())
 
 
 def _kind(rng: random.Random, level: int) -> "_Scene":
