@@ -141,6 +141,22 @@ def spelled(word: str) -> str:
     return " ".join(word)
 
 
+def _fitted(rng: random.Random, text: str, level: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int, int]:
+    """A text's mask, and height and width of the smallest picture of whole tokens (28 px) around it."""
+    mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
+    height, width = (28 * -(-(side + 4) // 28) for side in mask.shape[:2])
+    return mask, height, width
+
+
+def _placed(
+    rng: random.Random, text: str, mask: np.ndarray[Any, np.dtype[np.float32]], height: int, width: int
+) -> Line:
+    """The text in some colour, anywhere inside."""
+    rows, columns = mask.shape[:2]
+    colour = rng.choice([c for c in COLOURS if c != "yellow"])
+    return Line(text, colour, mask, rng.randint(2, width - columns - 2), rng.randint(2, height - rows - 2))
+
+
 def make_glyph(rng: random.Random, split: Split, level: int) -> Sample:
     """A few letters or digits on a picture of 28 to 112 px, read one by one: signs and their names, in few tokens."""
     if level not in (1, 2, 3):
@@ -150,13 +166,10 @@ def make_glyph(rng: random.Random, split: Split, level: int) -> Sample:
         text = "".join(rng.choice(signs) for _ in range(rng.randint(1 if split != "heldout" else 2, 3)))
         if len(text) > 1 and not belongs(f"text|{text}", split):
             continue
-        mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
-        rows, columns = mask.shape[:2]
-        height, width = (28 * -(-(side + 4) // 28) for side in (rows, columns))
+        mask, height, width = _fitted(rng, text, level)
         if max(height, width) <= 112:
             break
-    colour = rng.choice([c for c in COLOURS if c != "yellow"])
-    line = Line(text, colour, mask, rng.randint(2, width - columns - 2), rng.randint(2, height - rows - 2))
+    line = _placed(rng, text, mask, height, width)
     turn = Turn(rng.choice(PHRASES["glyph"]), spelled(text), "glyph", f"text|{text}")
     return Sample("glyph", (turn,), (Image(_paint(rng, height, width, [line], level)),), level=level, split=split)
 
@@ -171,13 +184,10 @@ def make_spelling(rng: random.Random, split: Split, level: int) -> Sample:
         for _ in range(rng.randint(3, 6)):
             text += rng.choice("aeiou" if vowel else "bcdfghjklmnpqrstvwxyz")
             vowel = not vowel if rng.random() < 0.8 else vowel
-        mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
-        rows, columns = mask.shape[:2]
-        height, width = (28 * -(-(side + 4) // 28) for side in (rows, columns))
+        mask, height, width = _fitted(rng, text, level)
         if text not in WORDS and belongs(f"text|{text}", split) and max(height, width) <= 196:
             break
-    colour = rng.choice([c for c in COLOURS if c != "yellow"])
-    line = Line(text, colour, mask, rng.randint(2, width - columns - 2), rng.randint(2, height - rows - 2))
+    line = _placed(rng, text, mask, height, width)
     turn = Turn(rng.choice(PHRASES["spelling"]), text, "spelling", f"text|{text}", spelled(text))
     picture = Image(_paint(rng, height, width, [line], level))
     return Sample("spelling", (turn,), (picture,), level=level, split=split)
