@@ -364,6 +364,19 @@ def place_of(name: str, sees: bool) -> Place:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
+def locate(path_or_hub_id: str | Path) -> Path:
+    """The folder of a checkpoint: "nano" is the model in the box unless a folder has that name; else see `resolve`.
+
+    Raises FileNotFoundError or NotADirectoryError that says what was tried.
+    """
+    if str(path_or_hub_id) != "nano" or Path("nano").exists():
+        return resolve(path_or_hub_id)
+    folder = Path(str(files("fusion") / "assets" / "nano"))
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError("this build ships no trained nano weights; 'untrained:nano' has its shape, untrained")
+    return folder
+
+
 def load_model(
     path_or_hub_id: str | Path,
     dtype: torch.dtype | str | None = None,
@@ -381,17 +394,11 @@ def load_model(
         kimi = kimi.to(device=device, dtype=dtype)
         kimi.language_model.stack_experts()
         return kimi
+    folder = locate(path_or_hub_id)
     if name == "nano" and not Path(name).exists():
-        folder = Path(str(files("fusion") / "assets" / "nano"))
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                "this build ships no trained nano weights; 'untrained:nano' has its shape, untrained"
-            )
         if dtype is None and (device is None or device.type == "cpu"):
             dtype = torch.float32  # 47 MB; many CPUs multiply bfloat16 fifty times slower
         experts = "dense"  # 4 bits save nothing at this size
-    else:
-        folder = resolve(path_or_hub_id)
     config = read_config(folder)
     shards = Shards(folder)
     with torch.device("meta"):

@@ -97,6 +97,26 @@ MOTION = Mixture(
     )
 )
 
+# What is left: letters in an order that no memory can help with, and motion once more. The rate decays again.
+SHARPEN = Mixture(
+    (
+        _source("things", "vision", 0.01, {"thing": 1.0}),
+        _source("captions", "vision", 0.07, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.20, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.05, {"glyph": 1.0}),
+        _source("invented words", "signs", 0.12, {"spelling": 1.0}),
+        _source("reading", "signs", 0.09, {"reading": 1.0}, after=1.2e6),
+        _source("figures", "signs", 0.03, FIGURES, after=4e6),
+        _source("motion", "clip", 0.10, {"motion": 1.0}),
+        _source("stories", "clip", 0.05, {"story": 1.0}, after=4e6),
+        _source("clips", "clip", 0.16, {"clip": 1.0}, after=1.5e6),
+        _source("code", "code", 0.03, CODE),
+        _source("sums", "text", 0.05, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
+    )
+)
+
 # small steps: until forms are told apart, what counts is how many there are, not how large they are
 BATCH = BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048)
 OPTIMIZATION = Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3)
@@ -124,6 +144,12 @@ def anneal() -> Run:
     """The third part, in which the rate decays: `--model` names the second part's model."""
     schedule = wsd(PEAK, 8.6e6, warmup=120e3, decay=6.5e6, end=1e-4, sequence=SEQUENCE)
     return replace(run(), mixture=MOTION, schedule=schedule, seed=7)
+
+
+def sharpen() -> Run:
+    """The fourth part, from a lower rate that decays again: `--model` names the third part's model."""
+    schedule = wsd(3e-3, 22e6, warmup=120e3, decay=14e6, end=1e-4, sequence=SEQUENCE)
+    return replace(run(), mixture=SHARPEN, schedule=schedule, seed=11)
 
 
 ZERO_VISION = Mixture(

@@ -167,18 +167,18 @@ class Run:
     def config(self) -> KimiConfig:
         """The model's config, also where it comes with the weights that the run starts from."""
         if self.start is not None:
-            from fusion.checkpoint import read_config, resolve
+            from fusion.checkpoint import locate, read_config
 
-            return read_config(resolve(self.start))
+            return read_config(locate(self.start))
         return PRESETS[self.model]() if isinstance(self.model, str) else self.model
 
 
 def load_tokenizer(run: Run) -> Tokenizer:
     """The run's tokenizer. Raises ValueError where none belongs to the model."""
     if run.tokenizer is not None or run.start is not None:
-        from fusion.checkpoint import resolve
+        from fusion.checkpoint import locate
 
-        return Tokenizer.from_folder(resolve(run.tokenizer or run.start or ""))
+        return Tokenizer.from_folder(locate(run.tokenizer or run.start or ""))
     if run.model not in ("tiny", "nano"):
         raise ValueError("tokenizer: name a folder with tiktoken.model; only the presets tiny and nano ship with one")
     return bundled_tokenizer(str(run.model))

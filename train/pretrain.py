@@ -29,8 +29,9 @@ class Options:
     """A Python file that defines run() -> train.loop.Run."""
     part: Annotated[str | None, tyro.conf.arg(metavar="FUNCTION")] = None
     """Another function of the file that returns a Run: recipes of several parts say which."""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB ID")] = None
-    """A checkpoint to start from; left out: what the recipe says, for most random weights."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB ID|nano")] = None
+    """A checkpoint to start from, nano for the one in the box. Left out: what the recipe says, for most random
+    weights."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """The run folder. Left out: runs/ with the names of recipe and part. A folder with checkpoints of the same run is
     continued."""

@@ -26,7 +26,7 @@ Compositions, tried for every visible shape and every turn:
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -366,17 +366,21 @@ def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
         return None
     counts = [rng.randint(1, 4), *(0 if rng.random() < 0.4 else rng.randint(1, 4) for _ in things[1:])]
     frames: list[list[_Dot]] = [[] for _ in range(length)]
+    sums: list[str] = []
     for (colour, shape), size, (y, x), blinks in zip(things, sizes, places, counts, strict=True):
         # off for single frames that never touch: drawn from a shorter line, then one frame is put after each
         off = {1 + spot + k for k, spot in enumerate(sorted(rng.sample(range(length - blinks), blinks)))}
         for t in range(length):
             if t not in off:
                 frames[t].append(_Dot(shape, colour, size, y, x))
+        sums.append(_summed(off, length))
     asks = []
-    for thing, blinks in zip(things, counts, strict=True):
+    choices = ("1", "2", "3", "4")
+    for thing, blinks, worked in zip(things, counts, sums, strict=True):
         if blinks:
             about = (_pair(thing), f"{_pair(thing)}|blinks {blinks}")
-            asks.append(Ask("blinks", str(blinks), ("1", "2", "3", "4"), about, _pair(thing), _it(rng, thing, count)))
+            words = _it(rng, thing, count)
+            asks.append(Ask("blinks", str(blinks), choices, about, _pair(thing), words, f"{worked}."))
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
         for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
@@ -384,7 +388,7 @@ def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
             asks.append(Ask("blinker", _yes(blinks), ("yes", "no"), (_pair(thing),), _pair(thing), words))
     if count > 1 and counts[0] != counts[1]:
         words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
-        number = dict.fromkeys(things[0], counts[0]) | dict.fromkeys(things[1], counts[1])
+        number = dict.fromkeys(things[0], sums[0]) | dict.fromkeys(things[1], sums[1])
         thinking = ", ".join(f"{word} {number[word]}" for word in words.values()) + "."
         about = (_pair(things[0]), _pair(things[1]))
         asks.append(Ask("more", answer, (answer, other), about, other, words, thinking))
@@ -392,20 +396,21 @@ def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
     return _Plan(height, width, frames, asks, story)
 
 
-def _walls(at: int, step: int, room: int, length: int) -> tuple[list[int], int] | None:
-    """Places from wall to wall and bounces seen; None where a step too small to see hides one."""
-    places, bounces = [at], 0
-    for _ in range(length - 1):
+def _walls(at: int, step: int, room: int, length: int) -> tuple[list[int], list[int]] | None:
+    """Places from wall to wall and the frames after a bounce; None where a step too small to see hides one."""
+    places: list[int] = [at]
+    bounces: list[int] = []
+    for t in range(1, length):
         at += step
         if not 0 <= at <= room:
             at = -at if at < 0 else 2 * room - at
             step = -step
-            bounces += 1
+            bounces.append(t)
         places.append(at)
     moves = [b - a for a, b in pairwise(places)]
     turned = sum((a > 0) != (b > 0) for a, b in pairwise(move for move in moves if abs(move) >= 3))
     # where the ends are hidden, the way at first or last would be too
-    return (places, bounces) if turned == bounces and min(abs(moves[0]), abs(moves[-1])) >= 3 else None
+    return (places, bounces) if turned == len(bounces) and min(abs(moves[0]), abs(moves[-1])) >= 3 else None
 
 
 def _bounce(rng: random.Random, level: int) -> _Plan | None:
@@ -420,7 +425,7 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
         at, aside = rng.randint(0, room - size), rng.randint(0, wide - size)
         # the other way from the same place must bounce as often: then the first frame does not tell the way
         runs = [_walls(at, way * step, room - size, length) for way in (1, -1)]
-        if all(run is not None and run[1] == want for run in runs):
+        if all(run is not None and len(run[1]) == want for run in runs):
             break
     else:
         return None
@@ -430,7 +435,8 @@ def _bounce(rng: random.Random, level: int) -> _Plan | None:
     path = [_Dot(thing[1], thing[0], size, *((y, aside) if down else (aside, y))) for y in chosen[0]]
     ways = ("up", "down") if down else ("left", "right")
     about = (_pair(thing), f"{_pair(thing)}|bounces {want}")
-    asks = [Ask("bounces", str(want), ("1", "2", "3"), about, _pair(thing), _it(rng, thing, 1))]
+    worked = f"{_summed(chosen[1], length)}."
+    asks = [Ask("bounces", str(want), ("1", "2", "3"), about, _pair(thing), _it(rng, thing, 1), worked)]
     for kind, forward in (("first_way", positive), ("last_way", positive == (want % 2 == 0))):
         about = (_pair(thing), f"{_pair(thing)}|{ways[forward]}")
         asks.append(Ask(kind, ways[forward], tuple(STRAIGHT), about, _pair(thing), _it(rng, thing, 1)))
@@ -481,16 +487,17 @@ def _change(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
         words = {"it": shape if by == 0 else f"{colour} one", "what": what}
         choices = tuple((COLOURS, SHAPES)[by])
         seen = (_pair(looks[-1]), *becomes)
-        asks.append(Ask("becomes", states[-1], choices, seen, looks[-1][1 - by], words))
+        told = f"{', '.join(states)}."
+        asks.append(Ask("becomes", states[-1], choices, seen, looks[-1][1 - by], words, told))
         if rng.random() < 0.3:  # rare: the first frame tells
-            asks.append(Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words))
+            asks.append(Ask("was", states[0], choices, (_pair(looks[0]), *becomes), looks[0][1 - by], words, told))
         if steps > 1:
             words = {"a": states[-2], "what": what, "comes": "comes"}
-            asks.append(Ask("next", states[-1], choices, seen, states[-2], words))
+            asks.append(Ask("next", states[-1], choices, seen, states[-2], words, told))
         if most > 1:
             numbers = tuple(str(number) for number in range(1, most + 1))
             words = {"it": shape}
-            asks.append(Ask("colours", str(steps), numbers, (_pair(looks[0]),), shape, words))
+            asks.append(Ask("colours", str(steps), numbers, (_pair(looks[0]),), shape, words, told))
     if what != "size" or rng.random() < 0.5:  # size was drawn twice as often, for grow and for shrink
         choices = ("colour", "shape", "size", "nothing")
         asks.append(Ask("changes", what, choices, (_pair(things[0]),), _pair(things[0]), {}))
@@ -534,13 +541,15 @@ def _collide(rng: random.Random, level: int) -> _Plan | None:
     detail = "|".join(sorted(colour for colour, _ in things))
     words, one, two = _two(rng, things, 0)
     moving = {(1, 0): one, (0, 1): two, (1, 1): "both"}[movers]
+    by, (first, last) = int(one in SHAPES), movers
+    end = f"{'touch' if touch else 'no touch'}, {'back' if back else 'stop'}"
+    told = f"{things[0][by]}{' moves' * first}, {things[1][by]}{' moves' * last}, {end}."
     asks = [
-        Ask("hits", _yes(touch), ("yes", "no"), about, detail, words),
-        Ask("mover_of_two", moving, (one, two, "both"), about, detail, words),
-        Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}),
+        Ask("hits", _yes(touch), ("yes", "no"), about, detail, words, told),
+        Ask("mover_of_two", moving, (one, two, "both"), about, detail, words, told),
+        Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}, told),
     ]
-    told = [f"{_name(thing)}{' moves' * moves}" for thing, moves in zip(things, movers, strict=True)]
-    story = f"{', '.join(told)}, {'touch' if touch else 'no touch'}, {'back' if back else 'stop'}"
+    story = f"{_name(things[0])}{' moves' * first}, {_name(things[1])}{' moves' * last}, {end}"
     return _Plan(height, width, _by_time(paths), asks, story)
 
 
@@ -593,6 +602,12 @@ def _pair(thing: tuple[str, str]) -> str:
 
 def _yes(condition: bool) -> str:
     return "yes" if condition else "no"
+
+
+def _summed(times: Iterable[int], length: int) -> str:
+    """How often something happens, counted by four frames, which a reader sees at once: "1+0+2=3"."""
+    counts = [sum(begin <= t < begin + 4 for t in times) for begin in range(0, length, 4)]
+    return f"{'+'.join(map(str, counts))}={sum(counts)}"
 
 
 def _by_time(paths: list[list[_Dot]]) -> list[list[_Dot]]:

@@ -211,10 +211,29 @@ def test_thoughts_lead_to_the_answer() -> None:
                 assert turn.answer == said[0 if kind == "first" else -1]
             elif kind == "earlier":
                 assert turn.answer == next(word for word in said if word in turn.question)
-            elif kind == "next" and turn.thinking:  # of a change it is told without
+            elif kind == "next":
                 before = next(word for word in said if word in turn.question)
                 assert turn.answer == said[said.index(before) + 1]
-    assert all(kinds[kind] for kind in ("moves", "same", "mover", "turns", "first", "last", "earlier", "next"))
+            elif kind in ("blinks", "bounces"):
+                counts, total = said[0].split("=")
+                assert len(counts.split("+")) == -(-len(frames(sample)) // 4), "one number for four frames"
+                assert sum(map(int, counts.split("+"))) == int(total) == int(turn.answer)
+            elif kind == "more":
+                totals = {name: int(sums.split("=")[1]) for name, sums in (part.split(" ", 1) for part in said)}
+                assert turn.answer == max(totals, key=lambda name: totals[name]) and len(set(totals.values())) == 2
+            elif kind in ("becomes", "was"):
+                assert turn.answer == said[-1 if kind == "becomes" else 0]
+            elif kind == "colours":
+                assert turn.answer == str(len(said) - 1)
+            elif kind == "hits":
+                assert turn.answer == ("yes" if said[2] == "touch" else "no")
+            elif kind == "end":
+                assert turn.answer == said[3]
+            elif kind == "mover_of_two":
+                moving = [part.removesuffix(" moves") for part in said[:2] if part.endswith(" moves")]
+                assert turn.answer == ("both" if len(moving) == 2 else moving[0])
+    told = "moves same mover turns first last earlier next blinks bounces more becomes was colours hits end".split()
+    assert all(kinds[kind] for kind in (*told, "mover_of_two"))
 
 
 def test_sizes_and_lengths_of_levels() -> None:
