@@ -542,14 +542,14 @@ def _collide(rng: random.Random, level: int) -> _Plan | None:
     words, one, two = _two(rng, things, 0)
     moving = {(1, 0): one, (0, 1): two, (1, 1): "both"}[movers]
     by, (first, last) = int(one in SHAPES), movers
-    end = f"{'touch' if touch else 'no touch'}, {'back' if back else 'stop'}"
-    told = f"{things[0][by]}{' moves' * first}, {things[1][by]}{' moves' * last}, {end}."
+    ending = f"{'touch' if touch else 'no touch'}, {'back' if back else 'stop'}"
+    told = f"{things[0][by]}{' moves' * first}, {things[1][by]}{' moves' * last}, {ending}."
     asks = [
         Ask("hits", _yes(touch), ("yes", "no"), about, detail, words, told),
         Ask("mover_of_two", moving, (one, two, "both"), about, detail, words, told),
         Ask("end", "back" if back else "stop", ("stop", "back"), about, detail, {}, told),
     ]
-    story = f"{_name(things[0])}{' moves' * first}, {_name(things[1])}{' moves' * last}, {end}"
+    story = f"{_name(things[0])}{' moves' * first}, {_name(things[1])}{' moves' * last}, {ending}"
     return _Plan(height, width, _by_time(paths), asks, story)
 
 

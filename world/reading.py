@@ -218,8 +218,8 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
     for kind, answer, words_ in rng.sample(questions, min(4, len(questions))):
         key = f"text|{answer.split()[0]}"
         wording = rng.choice(PHRASES[kind])
-        words = not all(text.isdigit() for text in answer.split())
-        thinking = ", ".join(map(spelled, answer.split())) if words else ""
+        spell = not all(text.isdigit() for text in answer.split())
+        thinking = ", ".join(map(spelled, answer.split())) if spell else ""
         turns.append(Turn(wording.format(**words_), answer, f"reading/{kind}", key, thinking))
     return Sample("reading", tuple(turns), (Image(_paint(rng, height, width, lines, level)),), level=level, split=split)
 
