@@ -97,8 +97,8 @@ MOTION = Mixture(
     )
 )
 
-# What is left: letters in an order that no memory can help with, and motion once more. The rate decays again.
-SHARPEN = Mixture(
+# What is left of reading: letters in an order that no memory can help with.
+WORDS_OF_NOBODY = Mixture(
     (
         _source("things", "vision", 0.01, {"thing": 1.0}),
         _source("captions", "vision", 0.07, {"caption": 0.9, "point": 0.1}),
@@ -117,10 +117,30 @@ SHARPEN = Mixture(
     )
 )
 
+# What is left of clips: which way along its line a shape goes is what comes after what, so that comes first.
+MOMENTS = Mixture(
+    (
+        _source("captions", "vision", 0.07, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.21, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.04, {"glyph": 1.0}),
+        _source("invented words", "signs", 0.07, {"spelling": 1.0}),
+        _source("reading", "signs", 0.12, {"reading": 1.0}),
+        _source("figures", "signs", 0.03, FIGURES),
+        _source("moments", "clip", 0.08, {"moments": 1.0}),
+        _source("motion", "clip", 0.08, {"motion": 1.0}, after=0.8e6),
+        _source("stories", "clip", 0.04, {"story": 1.0}, after=2e6),
+        _source("clips", "clip", 0.14, {"clip": 1.0}, after=1.6e6),
+        _source("code", "code", 0.03, CODE),
+        _source("sums", "text", 0.05, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
+    )
+)
+
 # small steps: until forms are told apart, what counts is how many there are, not how large they are
 BATCH = BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048)
 OPTIMIZATION = Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3)
-PEAK, SEQUENCE = 4e-3, 2048
+PEAK, LATE, SEQUENCE = 4e-3, 3e-3, 2048
 
 
 def run() -> Run:
@@ -146,10 +166,16 @@ def anneal() -> Run:
     return replace(run(), mixture=MOTION, schedule=schedule, seed=7)
 
 
+def spelling() -> Run:
+    """The fourth part, at a lower rate: `--model` names the third part's model."""
+    schedule = wsd(LATE, 5.05e6, warmup=120e3, decay=0, sequence=SEQUENCE)
+    return replace(run(), mixture=WORDS_OF_NOBODY, schedule=schedule, seed=11)
+
+
 def sharpen() -> Run:
-    """The fourth part, from a lower rate that decays again: `--model` names the third part's model."""
-    schedule = wsd(3e-3, 22e6, warmup=120e3, decay=14e6, end=1e-4, sequence=SEQUENCE)
-    return replace(run(), mixture=SHARPEN, schedule=schedule, seed=11)
+    """The last part, in which the rate decays again: `--model` names the fourth part's model."""
+    schedule = wsd(LATE, 18e6, warmup=120e3, decay=13e6, end=1e-4, sequence=SEQUENCE)
+    return replace(run(), mixture=MOMENTS, schedule=schedule, seed=13)
 
 
 ZERO_VISION = Mixture(

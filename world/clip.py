@@ -3,6 +3,7 @@
     make(rng, split, level)         ->   Sample "clip": moving, blinking, changing shapes and up to 5 turns
     make_story(rng, split, level)   ->   Sample "story": the same scenes, told in a line
     make_motion(rng, split, level)  ->   Sample "motion": what one shape does, in few words
+    make_moments(rng, split, level) ->   Sample "moments": one shape that is another in every frame, told frame by frame
 
     travel    shapes cross the picture                direction, moves, speed, faster, mover, same
     turn      a shape turns, or not                   first_way, last_way, turns
@@ -112,6 +113,7 @@ PHRASES = {
     ),
     "story": ("what happens?", "tell what happens."),
     "motion": ("what does it do?", "say what it does."),
+    "moments": ("say it frame by frame.", "what does each frame show?"),
     "end": ("stop or back at the end?", "at the end, stop or back?", "what comes at the end, stop or back?"),
 }
 
@@ -178,6 +180,49 @@ def make_motion(rng: random.Random, split: Split, level: int) -> Sample:
     does = plan.story.split(" ", 2)[2]  # without colour and shape
     turn = Turn(rng.choice(PHRASES["motion"]), does, "motion", key)
     return Sample("motion", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+
+
+def make_moments(rng: random.Random, split: Split, level: int) -> Sample:
+    """A shape of another colour, form or place in every frame, or off: all frames told in order, nothing to be guessed.
+
+    What comes after what is seen nowhere else so plainly. Held out: a look, or the order.
+    """
+    if level not in (1, 2, 3):
+        raise ValueError(f"clips have levels 1 to 3, got {level}")
+    what = rng.choice(("colour", "shape", "place", "on"))
+    plan, key = _of_split(split, lambda: _moments(rng, level, what))
+    turn = Turn(rng.choice(PHRASES["moments"]), plan.story, "moments", key)
+    return Sample("moments", (turn,), (Clip(_draw(rng, plan, level), fps=2.0),), level=level, split=split)
+
+
+def _moments(rng: random.Random, level: int, what: str) -> _Plan:
+    height, width = _sides(rng, level)
+    length = rng.choice({1: (4,), 2: (4, 8), 3: (8, 12)}[level])
+    colour, shape = _things(rng, 1)[0]
+    size = rng.randint(*SIZES)
+    y, x = rng.randint(0, height - size), rng.randint(0, width - size)
+    frames: list[list[_Dot]] = []
+    told = []
+    for _ in range(length):
+        dot = _Dot(shape, colour, size, y, x)
+        if what == "colour":
+            state = rng.choice(list(COLOURS))
+            dot = dot._replace(colour=state)
+        elif what == "shape":
+            state = rng.choice(SHAPES)
+            dot = dot._replace(shape=state)
+        elif what == "place":
+            below, right = rng.random() < 0.5, rng.random() < 0.5
+            state = f"{'bottom' if below else 'top'} {'right' if right else 'left'}"
+            # in that quarter's corner, a few pixels from it at most
+            off_y, off_x = rng.randint(0, min(6, (height - size) // 3)), rng.randint(0, min(6, (width - size) // 3))
+            dot = dot._replace(y=height - size - off_y if below else off_y, x=width - size - off_x if right else off_x)
+        else:
+            state = rng.choice(("on", "off"))
+        told.append(state)
+        frames.append([] if state == "off" else [dot])
+    story = ", ".join(told)
+    return _Plan(height, width, frames, [Ask("moments", story, about=(f"moments|{story}",))], story)
 
 
 def _of_split(split: Split, draw: Callable[[], _Plan | None]) -> tuple[_Plan, str]:
@@ -666,5 +711,5 @@ SCENES: dict[str, tuple[_Scene, float]] = {
     "collide": (_collide, 0.1),
 }
 
-MAKERS: dict[str, Maker] = {"clip": make, "story": make_story, "motion": make_motion}
-WEIGHTS: dict[str, float] = {"clip": 0.65, "story": 0.25, "motion": 0.1}
+MAKERS: dict[str, Maker] = {"clip": make, "story": make_story, "motion": make_motion, "moments": make_moments}
+WEIGHTS: dict[str, float] = {"clip": 0.6, "story": 0.2, "motion": 0.1, "moments": 0.1}

@@ -19,7 +19,20 @@ from fusion.checkpoint import bundled_tokenizer
 from fusion.config import nano
 from fusion.model import Kimi
 from recipes.k2_7 import run as k2_7
-from recipes.nano import LETTERS, MIXTURE, MOTION, SHARPEN, ZERO_VISION, anneal, letters, run, sft, sharpen
+from recipes.nano import (
+    LETTERS,
+    MIXTURE,
+    MOMENTS,
+    MOTION,
+    WORDS_OF_NOBODY,
+    ZERO_VISION,
+    anneal,
+    letters,
+    run,
+    sft,
+    sharpen,
+    spelling,
+)
 from train.plan import describe_run
 
 BOX = Path(str(files("fusion") / "assets" / "nano"))
@@ -77,7 +90,7 @@ def test_it_writes_programs_that_pass(kimi: Kimi) -> None:
 
 
 def test_recipes_name_families_that_exist() -> None:
-    for mixture in (MIXTURE, LETTERS, MOTION, SHARPEN, ZERO_VISION):
+    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, ZERO_VISION):
         assert sum(source.weight for source in mixture.sources) == pytest.approx(1)
         for source in mixture.sources:
             assert set(source.families) <= set(world.MAKERS)
@@ -89,10 +102,10 @@ def test_recipes_name_families_that_exist() -> None:
 
 def test_parts_differ_in_data_and_rate_alone() -> None:
     first, last = run(), anneal()
-    for part in (letters(), last, sharpen()):
+    for part in (letters(), last, spelling(), sharpen()):
         assert replace(part, mixture=first.mixture, schedule=first.schedule, seed=first.seed) == first
     assert first.schedule.stages[-1].end == last.schedule.stages[0].end > 10 * last.schedule.stages[-1].end
-    assert len({part.seed for part in (first, letters(), last, sharpen(), sft())}) == 5, (
+    assert len({part.seed for part in (first, letters(), last, spelling(), sharpen(), sft())}) == 5, (
         "no part reads another's documents again"
     )
 
