@@ -304,3 +304,30 @@ def test_the_place_in_one_frame_does_not_tell_the_direction() -> None:
         np.fill_diagonal(away, np.inf)
         right = (answers[away.argmin(axis=1)] == answers).mean()
         assert right <= 0.25 + 3 * np.sqrt(0.25 * 0.75 / len(answers)), (which, right)
+
+
+def test_moments_are_told_as_the_pixels_show_them() -> None:
+    seen: Counter[str] = Counter()
+    for index in range(240):
+        sample = world.sample("moments", index, "train", 5, 1 + index % 3)
+        (turn,) = sample.turns
+        told, shown = turn.answer.split(", "), frames(sample)
+        assert len(told) == len(shown) and len(shown) in {1: (4,), 2: (4, 8), 3: (8, 12)}[sample.level]
+        masks = {colour: where(sample, colour) for colour in COLOURS}
+        height, width = shown.shape[1:3]
+        for number, word in enumerate(told):
+            if word in COLOURS:
+                assert masks[word][number].sum() > 20 or sample.level > 1  # a ground of level 2 may be striped
+            elif word in ("on", "off"):
+                inked = max(int(mask[number].sum()) for mask in masks.values())
+                assert (inked > 20) == (word == "on") or sample.level > 1
+            elif word not in SHAPES and sample.level == 1:
+                colour = max(masks, key=lambda name: int(masks[name].sum()))
+                rows, columns = np.nonzero(masks[colour][number])
+                vertical = "top" if rows.mean() < height / 2 else "bottom"
+                assert word == f"{vertical} {'left' if columns.mean() < width / 2 else 'right'}"
+            seen["place" if " " in word else "shape" if word in SHAPES else "colour" if word in COLOURS else word] += 1
+    assert min(seen[kind] for kind in ("place", "shape", "colour", "on", "off")) > 50
+    assert held_out(world.sample("moments", 0, "heldout").turns[0].composition)
+    with pytest.raises(ValueError, match="levels 1 to 3"):
+        world.clip.make_moments(random.Random(0), "train", 4)
