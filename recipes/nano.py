@@ -117,8 +117,23 @@ WORDS_OF_NOBODY = Mixture(
     )
 )
 
-# What is left of clips: which way along its line a shape goes is what comes after what, so that comes first.
+# What is left of clips: which way along its line a shape goes is what comes after what. A tower that has not been asked
+# for it sees which states there were, and not their order; order is learned like letters, from many at once.
 MOMENTS = Mixture(
+    (
+        Source("moments", "clip", 0.50, {"moments": 1.0}, levels=(1, 1), plain=1.0),
+        _source("captions", "vision", 0.05, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.16, {"picture": 1.0}),
+        _source("invented words", "signs", 0.06, {"spelling": 1.0}),
+        _source("reading", "signs", 0.08, {"reading": 1.0}),
+        _source("code", "code", 0.04, CODE),
+        _source("sums", "text", 0.06, {"sum": 1.0}),
+        _source("text", "text", 0.04, WORDS),
+        LIBRARY,
+    )
+)
+
+ALL = Mixture(
     (
         _source("captions", "vision", 0.07, {"caption": 0.9, "point": 0.1}),
         _source("scenes", "vision", 0.21, {"picture": 1.0}),
@@ -127,9 +142,9 @@ MOMENTS = Mixture(
         _source("reading", "signs", 0.12, {"reading": 1.0}),
         _source("figures", "signs", 0.03, FIGURES),
         _source("moments", "clip", 0.08, {"moments": 1.0}),
-        _source("motion", "clip", 0.08, {"motion": 1.0}, after=0.8e6),
+        _source("motion", "clip", 0.08, {"motion": 1.0}),
         _source("stories", "clip", 0.04, {"story": 1.0}, after=2e6),
-        _source("clips", "clip", 0.14, {"clip": 1.0}, after=1.6e6),
+        _source("clips", "clip", 0.14, {"clip": 1.0}, after=0.8e6),
         _source("code", "code", 0.03, CODE),
         _source("sums", "text", 0.05, {"sum": 1.0}),
         _source("text", "text", 0.03, WORDS),
@@ -172,10 +187,16 @@ def spelling() -> Run:
     return replace(run(), mixture=WORDS_OF_NOBODY, schedule=schedule, seed=11)
 
 
-def sharpen() -> Run:
-    """The last part, in which the rate decays again: `--model` names the fourth part's model."""
-    schedule = wsd(LATE, 18e6, warmup=120e3, decay=13e6, end=1e-4, sequence=SEQUENCE)
+def moments() -> Run:
+    """The fifth part: `--model` names the fourth part's model."""
+    schedule = wsd(LATE, 2e6, warmup=60e3, decay=0, sequence=SEQUENCE)
     return replace(run(), mixture=MOMENTS, schedule=schedule, seed=13)
+
+
+def sharpen() -> Run:
+    """The last part, in which the rate decays again: `--model` names the fifth part's model."""
+    schedule = wsd(LATE, 16e6, warmup=60e3, decay=12e6, end=1e-4, sequence=SEQUENCE)
+    return replace(run(), mixture=ALL, schedule=schedule, seed=17)
 
 
 ZERO_VISION = Mixture(

@@ -196,7 +196,8 @@ def make_moments(rng: random.Random, split: Split, level: int) -> Sample:
 
 
 def _moments(rng: random.Random, level: int, what: str) -> _Plan:
-    height, width = _sides(rng, level)
+    # as small as the shape allows: many are read in one step, and only a place needs room
+    height, width = (28 * (2 if what == "place" else rng.choice((1, 1, 2))) for _ in "hw")
     length = rng.choice({1: (4,), 2: (4, 8), 3: (8, 12)}[level])
     colour, shape = _things(rng, 1)[0]
     size = rng.randint(*SIZES)

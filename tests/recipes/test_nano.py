@@ -20,6 +20,7 @@ from fusion.config import nano
 from fusion.model import Kimi
 from recipes.k2_7 import run as k2_7
 from recipes.nano import (
+    ALL,
     LETTERS,
     MIXTURE,
     MOMENTS,
@@ -28,6 +29,7 @@ from recipes.nano import (
     ZERO_VISION,
     anneal,
     letters,
+    moments,
     run,
     sft,
     sharpen,
@@ -90,7 +92,7 @@ def test_it_writes_programs_that_pass(kimi: Kimi) -> None:
 
 
 def test_recipes_name_families_that_exist() -> None:
-    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, ZERO_VISION):
+    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, ALL, ZERO_VISION):
         assert sum(source.weight for source in mixture.sources) == pytest.approx(1)
         for source in mixture.sources:
             assert set(source.families) <= set(world.MAKERS)
@@ -102,10 +104,10 @@ def test_recipes_name_families_that_exist() -> None:
 
 def test_parts_differ_in_data_and_rate_alone() -> None:
     first, last = run(), anneal()
-    for part in (letters(), last, spelling(), sharpen()):
+    for part in (letters(), last, spelling(), moments(), sharpen()):
         assert replace(part, mixture=first.mixture, schedule=first.schedule, seed=first.seed) == first
     assert first.schedule.stages[-1].end == last.schedule.stages[0].end > 10 * last.schedule.stages[-1].end
-    assert len({part.seed for part in (first, letters(), last, spelling(), sharpen(), sft())}) == 5, (
+    assert len({part.seed for part in (first, letters(), last, spelling(), moments(), sharpen(), sft())}) == 5, (
         "no part reads another's documents again"
     )
 
