@@ -133,21 +133,22 @@ MOMENTS = Mixture(
     )
 )
 
+# Everything, in the shares that are to be good at the end.
 ALL = Mixture(
     (
-        _source("captions", "vision", 0.07, {"caption": 0.9, "point": 0.1}),
-        _source("scenes", "vision", 0.21, {"picture": 1.0}),
-        _source("glyphs", "signs", 0.04, {"glyph": 1.0}),
-        _source("invented words", "signs", 0.07, {"spelling": 1.0}),
-        _source("reading", "signs", 0.12, {"reading": 1.0}),
-        _source("figures", "signs", 0.03, FIGURES),
-        _source("moments", "clip", 0.08, {"moments": 1.0}),
-        _source("motion", "clip", 0.08, {"motion": 1.0}),
+        _source("captions", "vision", 0.06, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.25, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.03, {"glyph": 1.0}),
+        _source("invented words", "signs", 0.06, {"spelling": 1.0}),
+        _source("reading", "signs", 0.13, {"reading": 1.0}),
+        _source("figures", "signs", 0.02, FIGURES),
+        _source("moments", "clip", 0.05, {"moments": 1.0}),
+        _source("motion", "clip", 0.09, {"motion": 1.0}),
         _source("stories", "clip", 0.04, {"story": 1.0}, after=2e6),
-        _source("clips", "clip", 0.14, {"clip": 1.0}, after=0.8e6),
+        _source("clips", "clip", 0.17, {"clip": 1.0}, after=1.2e6),
         _source("code", "code", 0.03, CODE),
-        _source("sums", "text", 0.05, {"sum": 1.0}),
-        _source("text", "text", 0.03, WORDS),
+        _source("sums", "text", 0.04, {"sum": 1.0}),
+        _source("text", "text", 0.02, WORDS),
         LIBRARY,
     )
 )
@@ -189,7 +190,7 @@ def spelling() -> Run:
 
 def moments() -> Run:
     """The fifth part: `--model` names the fourth part's model."""
-    schedule = wsd(LATE, 2e6, warmup=60e3, decay=0, sequence=SEQUENCE)
+    schedule = wsd(LATE, 3e6, warmup=60e3, decay=0, sequence=SEQUENCE)
     return replace(run(), mixture=MOMENTS, schedule=schedule, seed=13)
 
 
