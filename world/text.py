@@ -267,7 +267,8 @@ def make_date(rng: random.Random, split: Split, level: int) -> Sample:
     way = 1 if after else -1
     passed = [names[(start + way * k) % len(names)] for k in range(1, steps + 1)]
     plural = "s" if steps > 1 else ""
-    question = f"what {word} is {steps} {word}{plural} {'after' if after else 'before'} {names[start]}?"
+    where = f"{steps} {word}{plural} {'after' if after else 'before'} {names[start]}"
+    question = rng.choice((f"what {word} is {where}?", f"which {word} is {where}?", f"name the {word} {where}."))
     turn = Turn(question, passed[-1], f"date/{word}", key, f"{', '.join(passed)}.")
     return _one("date", turn, split, level)
 
