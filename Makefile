@@ -15,15 +15,15 @@ test: $(VENV)/.installed-dev lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# the model in the box from nothing; hours. What is done is not done again
+# the model in the box from nothing; hours. What is done is not done again, what was stopped goes on
 RUNS ?= runs
+PARTS = run letters anneal spelling moments sharpen
 nano: $(VENV)/.installed
-	test -d $(RUNS)/nano/model || $(BIN)/moonkit pretrain recipes/nano.py --out $(RUNS)/nano
-	test -d $(RUNS)/nano-letters/model || $(BIN)/moonkit pretrain recipes/nano.py --part letters \
-	  --model $(RUNS)/nano/model --out $(RUNS)/nano-letters
-	test -d $(RUNS)/nano-anneal/model || $(BIN)/moonkit pretrain recipes/nano.py --part anneal \
-	  --model $(RUNS)/nano-letters/model --out $(RUNS)/nano-anneal
-	$(BIN)/moonkit sft recipes/nano.py --model $(RUNS)/nano-anneal/model --out $(RUNS)/nano-sft
+	@from=""; for part in $(PARTS); do \
+	  out=$(RUNS)/nano-$$part; \
+	  test -d $$out/model || $(BIN)/moonkit pretrain recipes/nano.py --part $$part $$from --out $$out || exit $$?; \
+	  from="--model $$out/model"; \
+	done; $(BIN)/moonkit sft recipes/nano.py $$from --out $(RUNS)/nano-sft
 	$(BIN)/moonkit score --model $(RUNS)/nano-sft/model
 
 lint: $(VENV)/.installed-dev

@@ -1,11 +1,12 @@
 """The model in the box: 11.6M parameters that see, count, read, add and write small programs.
 
-    make nano                 all of the following; after a kill, the same command continues
+    make nano                 all parts and the fine-tuning; after a kill, the same command continues
 
-    moonkit pretrain recipes/nano.py --out runs/nano                                               forms
-    moonkit pretrain recipes/nano.py --part letters --model runs/nano/model --out runs/nano-letters
-    moonkit pretrain recipes/nano.py --part anneal --model runs/nano-letters/model --out runs/nano-anneal
-    moonkit sft recipes/nano.py --model runs/nano-anneal/model --out runs/nano-sft                 zero-vision SFT
+    moonkit pretrain recipes/nano.py --minutes 10                   the first part, squeezed into ten minutes
+    moonkit pretrain recipes/nano.py --part run --out runs/nano-run
+    moonkit pretrain recipes/nano.py --part letters --model runs/nano-run/model --out runs/nano-letters
+                                                                    and so anneal, spelling, moments, sharpen
+    moonkit sft recipes/nano.py --model runs/nano-sharpen/model --out runs/nano-sft
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
@@ -13,7 +14,7 @@ of 48 experts, top 4, with one shared. Data is made as it is read (world/), noth
 world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano runs/nano-letters runs/nano-anneal runs/nano-sft --out fusion/assets/nano
+    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,sft} --out fusion/assets/nano
                                                                   the last model, experts in 4 bits, and all logs
 """
 
