@@ -14,6 +14,7 @@ VERBS = {
     "stages": ("fusion.stages", "walk one photo and one clip through every stage, with shapes and timings"),
     "ask": ("fusion.generate", "ask a model about images, clips or nothing at all; streams the answer"),
     "score": ("evals.world", "score a model on held-out questions, beside chance, majority and blindness"),
+    "sandbox check": ("agent.selftest", "attack the sandboxes of this machine, and say what holds"),
     "quantize": ("fusion.quantize", "write a checkpoint with its experts in 4 bits, as released"),
     "sizes": ("fusion.sizes", "parameter counts, cache and memory of every preset or of a checkpoint folder"),
     "tokenizer": ("lm.bpe", "train a small tokenizer of the same kind on your own text"),

@@ -1,0 +1,1 @@
+"""agent: what a model does beyond speaking. Plain Python, no torch."""
