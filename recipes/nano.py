@@ -5,8 +5,8 @@
     moonkit pretrain recipes/nano.py --minutes 10                   the first part, squeezed into ten minutes
     moonkit pretrain recipes/nano.py --part run --out runs/nano-run
     moonkit pretrain recipes/nano.py --part letters --model runs/nano-run/model --out runs/nano-letters
-                                                                    and so anneal, spelling, moments, sharpen
-    moonkit sft recipes/nano.py --model runs/nano-sharpen/model --out runs/nano-sft
+                                                                    and so anneal, spelling, moments, sharpen, finish
+    moonkit sft recipes/nano.py --model runs/nano-finish/model --out runs/nano-sft
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
@@ -14,7 +14,7 @@ of 48 experts, top 4, with one shared. Data is made as it is read (world/), noth
 world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,sft} --out fusion/assets/nano
+    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,sft} --out FOLDER
                                                                   the last model, experts in 4 bits, and all logs
 """
 
@@ -134,8 +134,8 @@ MOMENTS = Mixture(
     )
 )
 
-# Everything, in the shares that are to be good at the end.
-ALL = Mixture(
+# Motion first, with what is needed to see it, then whole clips.
+SHARPEN = Mixture(
     (
         _source("captions", "vision", 0.06, {"caption": 0.9, "point": 0.1}),
         _source("scenes", "vision", 0.25, {"picture": 1.0}),
@@ -154,10 +154,31 @@ ALL = Mixture(
     )
 )
 
+# Everything, in the shares that are to be good at the end.
+ALL = Mixture(
+    (
+        _source("things", "vision", 0.02, {"thing": 1.0}),
+        _source("captions", "vision", 0.05, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.25, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.02, {"glyph": 1.0}),
+        _source("invented words", "signs", 0.05, {"spelling": 1.0}),
+        _source("reading", "signs", 0.15, {"reading": 1.0}),
+        _source("figures", "signs", 0.02, FIGURES),
+        _source("moments", "clip", 0.03, {"moments": 1.0}),
+        _source("motion", "clip", 0.06, {"motion": 1.0}),
+        _source("stories", "clip", 0.03, {"story": 1.0}),
+        _source("clips", "clip", 0.19, {"clip": 1.0}),
+        _source("code", "code", 0.03, CODE),
+        _source("sums", "text", 0.06, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
+        LIBRARY,
+    )
+)
+
 # small steps: until forms are told apart, what counts is how many there are, not how large they are
 BATCH = BatchSize(lanes=2, lanes_per_micro_batch=2, patch_budget=2048)
 OPTIMIZATION = Optimization(weight_decay=0.05, tau=30.0, router_speed=3e-3)
-PEAK, LATE, SEQUENCE = 4e-3, 3e-3, 2048
+PEAK, LATE, FINISH, SEQUENCE = 4e-3, 3e-3, 0.0019, 2048
 
 
 def run() -> Run:
@@ -196,9 +217,15 @@ def moments() -> Run:
 
 
 def sharpen() -> Run:
-    """The last part, in which the rate decays again: `--model` names the fifth part's model."""
-    schedule = wsd(LATE, 16e6, warmup=60e3, decay=12e6, end=1e-4, sequence=SEQUENCE)
-    return replace(run(), mixture=ALL, schedule=schedule, seed=17)
+    """The sixth part, in which the rate begins to decay again: `--model` names the fifth part's model."""
+    schedule = wsd(LATE, 9.2e6, warmup=60e3, decay=5.2e6, end=FINISH, sequence=SEQUENCE)
+    return replace(run(), mixture=SHARPEN, schedule=schedule, seed=17)
+
+
+def finish() -> Run:
+    """The last part, in which it decays to its end: `--model` names the sixth part's model."""
+    schedule = wsd(FINISH, 7.5e6, warmup=60e3, decay=7.4e6, end=1e-4, sequence=SEQUENCE)
+    return replace(run(), mixture=ALL, schedule=schedule, seed=19)
 
 
 ZERO_VISION = Mixture(

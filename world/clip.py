@@ -429,9 +429,10 @@ def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
             asks.append(Ask("blinks", str(blinks), choices, about, _pair(thing), words, f"{worked}."))
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
-        for thing, blinks in ((things[0], True), (things[counts.index(0)], False)):
-            words = _it(rng, thing, count)
-            asks.append(Ask("blinker", _yes(blinks), ("yes", "no"), (_pair(thing),), _pair(thing), words))
+        for number in (0, counts.index(0)):
+            thing, worked = things[number], f"{sums[number]}."
+            words, answer = _it(rng, thing, count), _yes(counts[number] > 0)
+            asks.append(Ask("blinker", answer, ("yes", "no"), (_pair(thing),), _pair(thing), words, worked))
     if count > 1 and counts[0] != counts[1]:
         words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
         number = dict.fromkeys(things[0], sums[0]) | dict.fromkeys(things[1], sums[1])

@@ -15,7 +15,7 @@ Compositions, tried for every visible shape and every turn:
                                                answer alone, from which the words would give the answer away
 
 Counts are worked: the thought lists what is counted, in the order of a caption, and the answer is how many. So are
-relations: it says where both are, in tenths of the picture from the left or from the top.
+relations: it says where things of both colours are, in tenths of the picture from the left or from the top.
 """
 
 import random
@@ -233,7 +233,8 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
         choices=NUMBERS,
         about=("|".join(pair),),
         detail=f"{'|'.join(pair)}|{look}",
-        thinking=_listed(f"{ROWS[row]} {COLUMNS[column]}" for row, column, t in ordered if (t.colour, t.shape) == pair),
+        # by one of the two words, then by the other: what it has never met together is found all the same
+        thinking=_listed(t.colour for _, _, t in ordered if t.shape == pair[1]),
     )
     # half of the answers are no: a pair that is not there, made of parts that are
     there = rng.random() < 0.5
@@ -354,12 +355,18 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
 
 
 def _compared(scene: Scene, a: Thing, b: Thing, across: bool) -> str:
-    """Where both centres are, in tenths of the picture from the left edge, or from the top.
+    """Where the centres are, in tenths of the picture from the left edge, or from the top: all things of both colours.
 
-    Shapes without their colours: a model that has never said "purple ring" would say the name of another one here.
+    Found by colour and told apart by shape: a model that is to find a purple ring at once, and has never met one, takes
+    what else is there.
     """
     axis, side = (0, scene.width) if across else (1, scene.height)
-    return _listed(f"{t.shape} {int(10 * t.centre[axis] / side)}" for t in (a, b))
+    ordered = [thing for _, _, thing in in_order(scene)]
+    parts = []
+    for colour in dict.fromkeys((a.colour, b.colour)):
+        found = (f"{t.shape} {int(10 * t.centre[axis] / side)}" for t in ordered if t.colour == colour)
+        parts.append(f"{colour}: {_listed(found)}")
+    return " ".join(parts)
 
 
 def _extremes(rng: random.Random, scene: Scene) -> Iterator[Ask]:

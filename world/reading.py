@@ -81,6 +81,16 @@ def _written(text: str, size: int, turned: int) -> np.ndarray[Any, np.dtype[np.f
     return mask
 
 
+def _invented(rng: random.Random) -> str:
+    """Three to six letters, consonants and vowels by turns, now and then two of a kind."""
+    vowel = rng.random() < 0.4
+    text = ""
+    for _ in range(rng.randint(3, 6)):
+        text += rng.choice("aeiou" if vowel else "bcdfghjklmnpqrstvwxyz")
+        vowel = not vowel if rng.random() < 0.8 else vowel
+    return text
+
+
 def _text(rng: random.Random, split: Split) -> str:
     while True:
         if rng.random() < 0.55:
@@ -88,6 +98,8 @@ def _text(rng: random.Random, split: Split) -> str:
             text = str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1))
             if digits == 1 and split != "heldout":
                 return text  # ten digits are too few to hold one out
+        elif split != "heldout" and rng.random() < 0.5:
+            text = _invented(rng)  # 140 words would be learned by heart
         else:
             text = rng.choice(WORDS)
         if belongs(f"text|{text}", split) and (len(text) > 1 or split != "heldout"):
@@ -175,15 +187,11 @@ def make_glyph(rng: random.Random, split: Split, level: int) -> Sample:
 
 
 def make_spelling(rng: random.Random, split: Split, level: int) -> Sample:
-    """A word of three to six letters that nobody uses: consonants and vowels by turns, now and then two of a kind."""
+    """A word that nobody uses."""
     if level not in (1, 2, 3):
         raise ValueError(f"spelling has levels 1 to 3, got {level}")
     while True:
-        vowel = rng.random() < 0.4
-        text = ""
-        for _ in range(rng.randint(3, 6)):
-            text += rng.choice("aeiou" if vowel else "bcdfghjklmnpqrstvwxyz")
-            vowel = not vowel if rng.random() < 0.8 else vowel
+        text = _invented(rng)
         mask, height, width = _fitted(rng, text, level)
         if text not in WORDS and belongs(f"text|{text}", split) and max(height, width) <= 196:
             break
@@ -220,6 +228,8 @@ def make(rng: random.Random, split: Split, level: int) -> Sample:
         wording = rng.choice(PHRASES[kind])
         spell = not all(text.isdigit() for text in answer.split())
         thinking = ", ".join(map(spelled, answer.split())) if spell else ""
+        if kind == "coloured":  # which line it is, from the top, and then what it says
+            thinking = f"{', '.join(line.colour for line in lines)}. {thinking}".rstrip()
         turns.append(Turn(wording.format(**words_), answer, f"reading/{kind}", key, thinking))
     return Sample("reading", tuple(turns), (Image(_paint(rng, height, width, lines, level)),), level=level, split=split)
 

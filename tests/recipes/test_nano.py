@@ -25,9 +25,11 @@ from recipes.nano import (
     MIXTURE,
     MOMENTS,
     MOTION,
+    SHARPEN,
     WORDS_OF_NOBODY,
     ZERO_VISION,
     anneal,
+    finish,
     letters,
     moments,
     run,
@@ -92,7 +94,7 @@ def test_it_writes_programs_that_pass(kimi: Kimi) -> None:
 
 
 def test_recipes_name_families_that_exist() -> None:
-    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, ALL, ZERO_VISION):
+    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, SHARPEN, ALL, ZERO_VISION):
         assert sum(source.weight for source in mixture.sources) == pytest.approx(1)
         for source in mixture.sources:
             assert set(source.families) <= set(world.MAKERS)
@@ -104,12 +106,12 @@ def test_recipes_name_families_that_exist() -> None:
 
 def test_parts_differ_in_data_and_rate_alone() -> None:
     first, last = run(), anneal()
-    for part in (letters(), last, spelling(), moments(), sharpen()):
+    for part in (letters(), last, spelling(), moments(), sharpen(), finish()):
         assert replace(part, mixture=first.mixture, schedule=first.schedule, seed=first.seed) == first
     assert first.schedule.stages[-1].end == last.schedule.stages[0].end > 10 * last.schedule.stages[-1].end
-    assert len({part.seed for part in (first, letters(), last, spelling(), moments(), sharpen(), sft())}) == 5, (
-        "no part reads another's documents again"
-    )
+    assert (
+        len({part.seed for part in (first, letters(), last, spelling(), moments(), sharpen(), finish(), sft())}) == 5
+    ), "no part reads another's documents again"
 
 
 def test_k2s_plan_has_the_reports_numbers() -> None:
