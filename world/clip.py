@@ -429,9 +429,9 @@ def _blink(rng: random.Random, level: int, count: int = 0) -> _Plan | None:
             asks.append(Ask("blinks", str(blinks), choices, about, _pair(thing), words, f"{worked}."))
     if 0 in counts:
         # as many yes as no: asked of one that blinks and of one that does not
-        for number in (0, counts.index(0)):
-            thing, worked = things[number], f"{sums[number]}."
-            words, answer = _it(rng, thing, count), _yes(counts[number] > 0)
+        for which in (0, counts.index(0)):
+            thing, worked = things[which], f"{sums[which]}."
+            words, answer = _it(rng, thing, count), _yes(counts[which] > 0)
             asks.append(Ask("blinker", answer, ("yes", "no"), (_pair(thing),), _pair(thing), words, worked))
     if count > 1 and counts[0] != counts[1]:
         words, answer, other = _two(rng, things[:2], 0 if counts[0] > counts[1] else 1)
