@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image as PIL
 from PIL import ImageDraw
 
-from world.reading import WORDS, _font, _written
+from world.reading import _font, _written
 from world.sample import Check, Image, Maker, Pixels, Sample, Split, Turn, belongs, held_out
 from world.scene import COLOURS, ground_of
+from world.words import WORDS
 
 Mask = np.ndarray[Any, np.dtype[np.float32]]
 Rgb = tuple[int, int, int]

@@ -21,17 +21,7 @@ from PIL import ImageDraw, ImageFont
 
 from world.sample import Image, Maker, Pixels, Sample, Split, Turn, belongs
 from world.scene import COLOURS, ground_of
-
-WORDS = (
-    "ant ape arm art bag bat bed bee big book box boy bus cake call cap car cat chair city cloud coat cold cook "
-    "corn cow cup dark desk dog door dress drum dry duck ear east egg end eye face farm fast fire fish five flag "
-    "foot fork four fox frog fruit game gate gift girl glass goat gold good grass hand hat head hill home horse "
-    "house ice ink iron jam key king kite lake lamp land leaf leg lemon light lion lock long man map milk moon "
-    "mouse name nest night nine north nose oil one open park pen phone pig plan plant plate pond queen rain read "
-    "rice ring river road rock roof room root rose safe salt sand school sea seed ship shoe shop sky sleep snow "
-    "sock song south spoon star stone sun table tail tea tent ten train tree truck two wall watch water west "
-    "wheel wind wolf wood word yard zebra zoo"
-).split()
+from world.words import WORDS, invented, spelled
 
 PHRASES = {
     "number": ("read the number.", "what number is this?", "which number is in the picture?"),
@@ -81,16 +71,6 @@ def _written(text: str, size: int, turned: int) -> np.ndarray[Any, np.dtype[np.f
     return mask
 
 
-def _invented(rng: random.Random) -> str:
-    """Three to six letters, consonants and vowels by turns, now and then two of a kind."""
-    vowel = rng.random() < 0.4
-    text = ""
-    for _ in range(rng.randint(3, 6)):
-        text += rng.choice("aeiou" if vowel else "bcdfghjklmnpqrstvwxyz")
-        vowel = not vowel if rng.random() < 0.8 else vowel
-    return text
-
-
 def _text(rng: random.Random, split: Split) -> str:
     while True:
         if rng.random() < 0.55:
@@ -99,7 +79,7 @@ def _text(rng: random.Random, split: Split) -> str:
             if digits == 1 and split != "heldout":
                 return text  # ten digits are too few to hold one out
         elif split != "heldout" and rng.random() < 0.5:
-            text = _invented(rng)  # 140 words would be learned by heart
+            text = invented(rng)  # 140 words would be learned by heart
         else:
             text = rng.choice(WORDS)
         if belongs(f"text|{text}", split) and (len(text) > 1 or split != "heldout"):
@@ -148,11 +128,6 @@ def _paint(rng: random.Random, height: int, width: int, lines: list[Line], level
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def spelled(word: str) -> str:
-    """Letter by letter, "t r e e": a word never seen can be read so, and then written."""
-    return " ".join(word)
-
-
 def _fitted(rng: random.Random, text: str, level: int) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int, int]:
     """A text's mask, and height and width of the smallest picture of whole tokens (28 px) around it."""
     mask = _written(text, rng.randint(*SIZES[level]), rng.randint(-4, 4) * (level - 1))
@@ -191,7 +166,7 @@ def make_spelling(rng: random.Random, split: Split, level: int) -> Sample:
     if level not in (1, 2, 3):
         raise ValueError(f"spelling has levels 1 to 3, got {level}")
     while True:
-        text = _invented(rng)
+        text = invented(rng)
         mask, height, width = _fitted(rng, text, level)
         if text not in WORDS and belongs(f"text|{text}", split) and max(height, width) <= 196:
             break

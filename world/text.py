@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from world.reading import WORDS
 from world.sample import Check, Maker, Pixels, Sample, Split, Turn, belongs, held_out
 from world.scene import COLOURS
+from world.words import WORDS, invented, spelled
 
 # Levels 1 and 2 train the shipped weights, all levels its tokenizer. From here on the harder material comes in.
 FURTHER = 3
@@ -643,6 +643,109 @@ def _proxy_scene(rng: random.Random, split: Split) -> Sample:
     return _one("proxy", turn, split, FURTHER, tools)
 
 
+# ---- words of letters, scenes in words: what reading and looking need besides eyes
+
+
+def make_join(rng: random.Random, split: Split, level: int) -> Sample:
+    """Letters to words, one at level 1, up to three from level 2 on. Held out: a word that no picture shows either."""
+    while True:
+        words = [invented(rng) if rng.random() < 0.8 else rng.choice(WORDS) for _ in range(1 if level == 1 else 3)]
+        words = words[: rng.randint(1, len(words))]
+        keys = [f"text|{word}" for word in words]
+        fitting = [key for key in keys if belongs(key, split)]
+        if len(set(words)) == len(words) and fitting and (split == "heldout" or len(fitting) == len(keys)):
+            break
+    listed = "; ".join(", ".join(word) for word in words)
+    question = rng.choice((f"join {listed}.", f"what do {listed} spell?", f"write {listed} as words."))
+    turn = Turn(question, " ".join(words), "join", fitting[0], ", ".join(map(spelled, words)))
+    return _one("join", turn, split, level)
+
+
+LOOKS = "old new wet dry hot cold big tiny soft hard clean dirty empty full loud quiet".split()
+OBJECTS = "cup key fox box hat pen bag jar fan map nut pot rug toy van web".split()
+
+
+def make_told(rng: random.Random, split: Split, level: int) -> Sample:
+    """Things with a look and a place, told in words, and asked about as pictures are, with the same thoughts.
+
+    256 names, so that each is found by its two words; none of a colour or a shape. Held out: a name that is asked for.
+    """
+    kind = rng.choice(("relation", "relation", "side", "exists", "count", "look"))
+    yes, wanted = rng.random() < 0.5, rng.randint(0, 3)
+    while True:
+        # counted are few names, so that several things share one
+        count, kinds = (rng.randint(2, 5), 2) if kind == "count" else (rng.randint(2, 2 + level), 3)
+        looks, objects = rng.sample(LOOKS, kinds), rng.sample(OBJECTS, kinds)
+        things = [(rng.choice(looks), rng.choice(objects), rng.randint(0, 9)) for _ in range(count)]
+        names = [(look, thing) for look, thing, _ in things]
+        turn = _told(rng, things, kind)
+        if turn is None:
+            continue
+        question, answer, thinking, asked, choices = turn
+        # drawn beforehand, so that a rejection favours no answer
+        if (kind == "exists" and (answer == "yes") != yes) or (kind == "count" and answer != str(wanted)):
+            continue
+        keys = [f"told|{look}|{thing}" for look, thing in asked]
+        fitting = [key for key in keys if belongs(key, split)]
+        # what is only told must not be held out in training either
+        clean = all(belongs(f"told|{look}|{thing}", "train") for look, thing in names)
+        if fitting if split == "heldout" else clean and len(fitting) == len(keys):
+            break
+    told = ", ".join(f"{look} {thing} {place}" for look, thing, place in things)
+    made = Turn(f"{told}. {question}", answer, f"told/{kind}", fitting[0], thinking, choices=choices)
+    return _one("told", made, split, level)
+
+
+_Told = tuple[str, str, str, list[tuple[str, str]], tuple[str, ...]]
+
+
+def _told(rng: random.Random, things: list[tuple[str, str, int]], kind: str) -> _Told | None:
+    """Question, answer, thought, names asked for, choices; None where these things cannot be asked so."""
+    names = [(look, thing) for look, thing, _ in things]
+    single = [one for one in things if names.count((one[0], one[1])) == 1]
+    if kind in ("relation", "side"):
+        if len(single) < 2:
+            return None
+        a, b = rng.sample(single, 2)
+        if a[2] == b[2]:
+            return None
+        parts = []
+        for look in dict.fromkeys((a[0], b[0])):
+            parts.append(f"{look}: {', '.join(f'{thing} {place}' for its, thing, place in things if its == look)}.")
+        first, second = f"{a[0]} {a[1]}", f"{b[0]} {b[1]}"
+        asked = [(a[0], a[1]), (b[0], b[1])]
+        if kind == "side":
+            one, two = rng.sample(("left", "right"), 2)
+            question = rng.choice(
+                (
+                    f"is the {first} {one} or {two} of the {second}?",
+                    f"where is the {first}, {one} or {two} of the {second}?",
+                )
+            )
+            return question, "left" if a[2] < b[2] else "right", " ".join(parts), asked, ("left", "right")
+        where = rng.choice(("left of", "above", "right of", "below"))
+        true = (a[2] < b[2]) == (where in ("left of", "above"))
+        question = rng.choice(
+            (f"is the {first} {where} the {second}?", f"the {first} is {where} the {second}, yes or no?")
+        )
+        return question, "yes" if true else "no", " ".join(parts), asked, ("yes", "no")
+    looks, objects = [look for look, _ in names], [thing for _, thing in names]
+    if kind == "look":
+        once = [one for one in things if objects.count(one[1]) == 1]
+        if not once:
+            return None
+        look, thing, _ = rng.choice(once)
+        return rng.choice((f"what is the {thing}?", f"how is the {thing}?")), look, "", [(look, thing)], ()
+    pair = rng.choice(names) if rng.random() < 0.5 else (rng.choice(looks), rng.choice(objects))
+    if kind == "exists":
+        listed = [thing for look, thing in names if look == pair[0]]
+        question = rng.choice((f"is there a {pair[0]} {pair[1]}?", f"a {pair[0]} {pair[1]}, yes or no?"))
+        return question, "yes" if pair in names else "no", f"{', '.join(listed) or 'none'}.", [pair], ("yes", "no")
+    listed = [look for look, thing in names if thing == pair[1]]
+    question = rng.choice((f"how many {pair[0]} ones are a {pair[1]}?", f"count each {pair[0]} {pair[1]}."))
+    return question, str(names.count(pair)), f"{', '.join(listed) or 'none'}.", [pair], tuple(map(str, range(4)))
+
+
 MAKERS: dict[str, Maker] = {
     "sum": make_sum,
     "word": make_word,
@@ -652,6 +755,8 @@ MAKERS: dict[str, Maker] = {
     "follow": make_follow,
     "tool": make_tool,
     "proxy": make_proxy,
+    "join": make_join,
+    "told": make_told,
 }
 WEIGHTS: dict[str, float] = {
     "sum": 0.35,
@@ -662,4 +767,6 @@ WEIGHTS: dict[str, float] = {
     "follow": 0.06,
     "tool": 0.08,
     "proxy": 0.06,
+    "join": 0.04,
+    "told": 0.06,
 }

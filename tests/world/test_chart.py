@@ -16,9 +16,9 @@ import pytest
 
 from world import chart
 from world.chart import MAKERS, PHRASES, paint_chart, paint_clock, paint_gauge, paint_grid, paint_program, paint_table
-from world.reading import WORDS
 from world.sample import Image, Sample, Split, Turn, held_out, rng_of
 from world.scene import COLOURS
+from world.words import WORDS
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "heldout")
 

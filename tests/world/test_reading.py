@@ -14,9 +14,10 @@ from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
 import world
-from world.reading import PHRASES, WORDS, make, make_glyph, make_spelling
+from world.reading import PHRASES, make, make_glyph, make_spelling
 from world.sample import Image, Sample, Split, held_out, rng_of
 from world.scene import COLOURS
+from world.words import WORDS
 
 SPLITS: tuple[Split, ...] = ("train", "seen", "heldout")
 

@@ -20,8 +20,10 @@ from world.sample import Split, Turn, held_out
 from world.scene import COLOURS
 from world.text import (
     DAYS,
+    LOOKS,
     MAKERS,
     MONTHS,
+    OBJECTS,
     THINGS,
     crop,
     run_python,
@@ -357,3 +359,55 @@ def test_three_hundred_samples_a_second() -> None:
     started = time.process_time()
     made = [world.sample(family, index, "seen", 0, 1 + index % 4) for family in MAKERS for index in range(100)]
     assert len(made) / (time.process_time() - started) >= 300
+
+
+def test_letters_are_joined() -> None:
+    for split in ("train", "heldout"):
+        for index in range(200):
+            (turn,) = world.sample("join", index, split, 3, 1 + index % 3).turns  # type: ignore[arg-type]
+            groups = re.findall(r"[a-z](?:, [a-z])+", turn.question)
+            assert turn.answer == " ".join(group.replace(", ", "") for group in groups)
+            assert turn.thinking == ", ".join(group.replace(",", "") for group in groups)
+            held = [held_out(f"text|{word}") for word in turn.answer.split()]
+            assert any(held) if split == "heldout" else not any(held)
+
+
+def test_what_is_told_answers_the_question() -> None:
+    """Read from the question alone; thoughts have the form that they have for pictures."""
+    kinds: Counter[str] = Counter()
+    for split in ("train", "heldout"):
+        for index in range(400):
+            (turn,) = world.sample("told", index, split, 3, 1 + index % 3).turns  # type: ignore[arg-type]
+            told, question = turn.question.split(". ", 1)
+            things = [tuple(one.split()) for one in told.split(", ")]
+            asked = re.findall(rf"({'|'.join(LOOKS)}) ({'|'.join(OBJECTS)})\b", question)
+            place = {(look, thing): int(at) for look, thing, at in things}
+            names = [(look, thing) for look, thing, _ in things]
+            kind = turn.tests.removeprefix("told/")
+            kinds[kind] += 1
+            if kind in ("relation", "side"):
+                a, b = (place[name] for name in asked)
+                if kind == "side":
+                    assert turn.answer == ("left" if a < b else "right")
+                else:
+                    less = "left of" in question or "above" in question
+                    assert turn.answer == ("yes" if (a < b) == less else "no")
+                for part in turn.thinking.removesuffix(".").split(". "):
+                    look, found = part.split(": ")
+                    assert found.split(", ") == [f"{thing} {at}" for its, thing, at in things if its == look]
+            elif kind == "exists":
+                assert turn.answer == ("yes" if asked[0] in names else "no")
+                found = ", ".join(thing for look, thing in names if look == asked[0][0])
+                assert turn.thinking == f"{found or 'none'}."
+            elif kind == "count":
+                look, thing = re.findall(rf"({'|'.join(LOOKS)})\b.*\b({'|'.join(OBJECTS)})\b", question)[0]
+                assert turn.answer == str(names.count((look, thing)))
+                assert turn.thinking == (", ".join(its for its, what in names if what == thing) or "none") + "."
+            else:
+                thing = next(word for word in re.findall(r"[a-z]+", question) if word in OBJECTS)
+                assert (turn.answer, thing) in names and sum(what == thing for _, what in names) == 1
+            held = {held_out(f"told|{look}|{thing}") for look, thing in names}
+            assert held == {False} if split == "train" else held_out(turn.composition)
+    assert set(kinds) == {"relation", "side", "exists", "count", "look"} and min(kinds.values()) > 30
+    answers = Counter(world.sample("told", i, "train", 1).turns[0].answer for i in range(600))
+    assert 0.6 < answers["yes"] / answers["no"] < 1.6
