@@ -17,7 +17,7 @@ test-slow: $(VENV)/.installed-dev
 
 # the model in the box from nothing; hours. What is done is not done again, what was stopped goes on
 RUNS ?= runs
-PARTS = run letters anneal spelling moments sharpen finish
+PARTS = run letters anneal spelling moments sharpen finish names
 nano: $(VENV)/.installed
 	@from=""; for part in $(PARTS); do \
 	  out=$(RUNS)/nano-$$part; \

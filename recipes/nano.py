@@ -5,8 +5,9 @@
     moonkit pretrain recipes/nano.py --minutes 10                   the first part, squeezed into ten minutes
     moonkit pretrain recipes/nano.py --part run --out runs/nano-run
     moonkit pretrain recipes/nano.py --part letters --model runs/nano-run/model --out runs/nano-letters
-                                                                    and so anneal, spelling, moments, sharpen, finish
-    moonkit sft recipes/nano.py --model runs/nano-finish/model --out runs/nano-sft
+                                                                    and so anneal, spelling, moments, sharpen, finish,
+                                                                    names
+    moonkit sft recipes/nano.py --model runs/nano-names/model --out runs/nano-sft
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
@@ -14,7 +15,7 @@ of 48 experts, top 4, with one shared. Data is made as it is read (world/), noth
 world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,sft} --out FOLDER
+    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,names,sft} --out FOLDER
                                                                   the last model, experts in 4 bits, and all logs
 """
 
@@ -175,8 +176,8 @@ ALL = Mixture(
     )
 )
 
-# What is seen is right by now, what is made of it not always: "red: star 2, diamond 7." and then the wrong side, because
-# the question names a red star and training has none; `t e n t` and then "test". Both are learned from words alone.
+# What is seen is right by now, what is made of it not always: "red: star 2, diamond 7." and then the wrong side, where
+# the question names a red star, which training has not; `t e n t` and then "test". Both are learned from words alone.
 NAMES = Mixture(
     (
         _source("told scenes", "text", 0.14, {"told": 1.0}),

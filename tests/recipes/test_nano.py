@@ -25,6 +25,7 @@ from recipes.nano import (
     MIXTURE,
     MOMENTS,
     MOTION,
+    NAMES,
     SHARPEN,
     WORDS_OF_NOBODY,
     ZERO_VISION,
@@ -32,6 +33,7 @@ from recipes.nano import (
     finish,
     letters,
     moments,
+    names,
     run,
     sft,
     sharpen,
@@ -94,7 +96,7 @@ def test_it_writes_programs_that_pass(kimi: Kimi) -> None:
 
 
 def test_recipes_name_families_that_exist() -> None:
-    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, SHARPEN, ALL, ZERO_VISION):
+    for mixture in (MIXTURE, LETTERS, MOTION, WORDS_OF_NOBODY, MOMENTS, SHARPEN, ALL, NAMES, ZERO_VISION):
         assert sum(source.weight for source in mixture.sources) == pytest.approx(1)
         for source in mixture.sources:
             assert set(source.families) <= set(world.MAKERS)
@@ -106,12 +108,11 @@ def test_recipes_name_families_that_exist() -> None:
 
 def test_parts_differ_in_data_and_rate_alone() -> None:
     first, last = run(), anneal()
-    for part in (letters(), last, spelling(), moments(), sharpen(), finish()):
+    for part in (letters(), last, spelling(), moments(), sharpen(), finish(), names()):
         assert replace(part, mixture=first.mixture, schedule=first.schedule, seed=first.seed) == first
     assert first.schedule.stages[-1].end == last.schedule.stages[0].end > 10 * last.schedule.stages[-1].end
-    assert (
-        len({part.seed for part in (first, letters(), last, spelling(), moments(), sharpen(), finish(), sft())}) == 5
-    ), "no part reads another's documents again"
+    parts = (first, letters(), last, spelling(), moments(), sharpen(), finish(), names(), sft())
+    assert len({part.seed for part in parts}) == len(parts), "no part reads another's documents again"
 
 
 def test_k2s_plan_has_the_reports_numbers() -> None:
