@@ -2,12 +2,17 @@
 
     make nano                 all parts and the fine-tuning; after a kill, the same command continues
 
-    moonkit pretrain recipes/nano.py --minutes 10                   the first part, squeezed into ten minutes
+    moonkit pretrain recipes/nano.py --minutes 10                   the first part, cut to ten minutes: 62 % of single
+                                                                    things, 41 % of programs, 27 % of sums
     moonkit pretrain recipes/nano.py --part run --out runs/nano-run
     moonkit pretrain recipes/nano.py --part letters --model runs/nano-run/model --out runs/nano-letters
                                                                     and so anneal, spelling, moments, sharpen, finish,
                                                                     names
     moonkit sft recipes/nano.py --model runs/nano-names/model --out runs/nano-sft
+
+Measured on two cores of an Intel Xeon with AVX-512 (float32 at 211 to 340 GFLOP/s), 3 h 42 min without the part "names",
+which is newer: held-out programs 100 %, sums 95 %, clips 87.5 % (one frame: 29 %), reading 77.5 %, pictures 80 %. All
+scores: docs/nano.md.
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
