@@ -10,9 +10,9 @@
                                                                     names
     moonkit sft recipes/nano.py --model runs/nano-names/model --out runs/nano-sft
 
-Measured on two cores of an Intel Xeon with AVX-512 (float32 at 211 to 340 GFLOP/s), 3 h 42 min without the part "names",
-which is newer: held-out programs 100 %, sums 95 %, clips 87.5 % (one frame: 29 %), reading 77.5 %, pictures 80 %. All
-scores: docs/nano.md.
+Measured on two cores of an Intel Xeon with AVX-512 (float32 at 211 to 340 GFLOP/s): 3 h 42 min, without the part
+"names", which is newer. Held-out programs 100 %, sums 95 %, clips 87.5 % (one frame: 29 %), reading 77.5 %, pictures
+80 %. All scores: docs/nano.md.
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
