@@ -9,7 +9,6 @@
     bwrap        bubblewrap: namespaces, an empty environment, tmpfs of fixed size, seccomp, another user. A pool keeps
                  a few started; each is used once.
     landlock     Landlock and seccomp: no root, no package. Files, TCP, signals; what it leaves open is in its report.
-    kubernetes   a hardened pod; see agent/kubernetes.py
     none         a plain child process with limits: for people who know what they run. It must be asked for by name,
                  with allow_unsafe=True, and everything made with it says "isolation: none".
 
@@ -782,11 +781,11 @@ def _processes_of(user: int) -> int:
 # ---- which one
 
 
-BACKENDS = ("auto", "kubernetes", "bwrap", "landlock", "none")
+BACKENDS = ("auto", "bwrap", "landlock", "none")
 
 
 def backend(name: str = "auto", *, pool: int = 0, allow_unsafe: bool = False) -> Backend:
-    """A backend by name; "auto" is the strongest that works here: Kubernetes if configured, bwrap, landlock.
+    """A backend by name; "auto" is the strongest that works here: bwrap, then landlock.
 
     Raises SandboxError if none does, ValueError for an unknown name and for "none" without allow_unsafe.
     """
@@ -796,8 +795,6 @@ def backend(name: str = "auto", *, pool: int = 0, allow_unsafe: bool = False) ->
         return Unsafe(allow_unsafe)
     found: dict[str, Backend] = {"bwrap": Bwrap(pool), "landlock": Landlock()}
     if name != "auto":
-        if name not in found:
-            raise SandboxError(f"the backend {name!r} is not built in here")
         return found[name]
     reasons = []
     for each in found.values():
