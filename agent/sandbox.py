@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -451,6 +451,27 @@ def find_python() -> Python | None:
     return None
 
 
+def _lacking() -> str | None:
+    """What every isolating backend needs and this machine has not."""
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        return "setpriv (util-linux) is not installed"
+    return None if find_python() else f"no Python that user {NOBODY} can read"
+
+
+def _python_of(each: Backend) -> Python:
+    """The interpreter for a backend's sandboxes. Raises SandboxError where the backend cannot work."""
+    why = each.missing()
+    if why:
+        raise SandboxError(why)
+    python = find_python()
+    assert python is not None, "nothing is missing"
+    return python
+
+
+def _search_path(python: Python) -> str:
+    return f"{python.prefix}/bin:/usr/bin:/bin" if python.prefix else "/usr/bin:/bin"
+
+
 def _drop() -> list[str]:
     """A prefix for commands of root: another user, no groups."""
     if os.geteuid() != 0:
@@ -470,12 +491,7 @@ def _remove(folder: Path) -> None:
 
 
 async def _begin(
-    spec: Spec,
-    command: Sequence[str],
-    settings: Mapping[str, Any],
-    python: str,
-    pass_fds: Sequence[int] = (),
-    **more: Any,
+    command: Sequence[str], settings: Mapping[str, Any], python: str, pass_fds: Sequence[int] = ()
 ) -> asyncio.subprocess.Process:
     start = ["-I", "-S", "-c", _packed(python), marshal.dumps(dict(settings)).hex()]
     try:
@@ -490,7 +506,6 @@ async def _begin(
             start_new_session=True,
             pass_fds=tuple(pass_fds),
             limit=2**20,
-            **more,
         )
     except OSError as error:
         raise SandboxError(f"the sandbox could not be started: {error}") from None
@@ -534,11 +549,7 @@ class Bwrap:
             return "bubblewrap needs Linux"
         if shutil.which("bwrap") is None:
             return "bubblewrap is not installed (Debian, Fedora: package bubblewrap)"
-        if os.geteuid() == 0 and shutil.which("setpriv") is None:
-            return "setpriv (util-linux) is not installed"
-        if find_python() is None:
-            return f"no Python that user {NOBODY} can read"
-        return None
+        return _lacking()
 
     async def open(self, spec: Spec | None = None) -> Sandbox:
         if (spec is not None and spec != self.spec) or not self._size:
@@ -567,11 +578,7 @@ class Bwrap:
             self._waiting.append(asyncio.create_task(self._start(self.spec)))
 
     async def _start(self, spec: Spec) -> Sandbox:
-        why = self.missing()
-        if why:
-            raise SandboxError(why)
-        python = find_python()
-        assert python is not None, "checked above"
+        python = _python_of(self)
         inside = Python("/opt/py/bin/" + Path(python.path).name, "/opt/py") if python.prefix else python
         rules = os.memfd_create("seccomp")
         os.write(rules, seccomp.program(platform.machine(), spec.network))
@@ -579,15 +586,14 @@ class Bwrap:
         info_read, info_write = os.pipe()
         command = [*_drop(), "bwrap", *_namespaces(spec, python.prefix)]
         command += ["--seccomp", str(rules), "--info-fd", str(info_write), "--chdir", "/work", "--", inside.path]
-        path = f"{inside.prefix}/bin:/usr/bin:/bin" if inside.prefix else "/usr/bin:/bin"
         settings = {
             "work": "/work",
             "scratch": ["/tmp", "/work", "/dev/shm"],
             "alone": True,
-            "env": {"PATH": path, "HOME": "/tmp", "LANG": "C.UTF-8", **spec.env},
+            "env": {"PATH": _search_path(inside), "HOME": "/tmp", "LANG": "C.UTF-8", **spec.env},
         }
         try:
-            process = await _begin(spec, command, settings, python.path, (rules, info_write))
+            process = await _begin(command, settings, python.path, (rules, info_write))
         finally:
             os.close(rules)
             os.close(info_write)
@@ -685,21 +691,13 @@ class Landlock:
             return f"no system call filter for {platform.machine()}"
         if landlock_abi() < 1:
             return "this kernel has no Landlock (5.13 and newer, CONFIG_SECURITY_LANDLOCK)"
-        if os.geteuid() == 0 and shutil.which("setpriv") is None:
-            return "setpriv (util-linux) is not installed"
-        if find_python() is None:
-            return f"no Python that user {NOBODY} can read"
-        return None
+        return _lacking()
 
     async def open(self, spec: Spec | None = None) -> Sandbox:
-        why = self.missing()
-        if why:
-            raise SandboxError(why)
+        python = _python_of(self)
         spec = spec or Spec()
         if spec.network:
             raise SandboxError("landlock gives no network: it cannot tell one address from another")
-        python = find_python()
-        assert python is not None, "checked above"
         work = _work_folder()
         system = [path for path in ("/usr", "/lib", "/lib64", "/bin", "/sbin") if Path(path).exists()]
         readable = [*system, *([python.prefix] if python.prefix else []), *spec.binds.values()]
@@ -729,11 +727,7 @@ class Unsafe:
         return None if os.name == "posix" and find_python() else "no POSIX system with a Python"
 
     async def open(self, spec: Spec | None = None) -> Sandbox:
-        why = self.missing()
-        if why:
-            raise SandboxError(why)
-        python = find_python()
-        assert python is not None, "checked above"
+        python = _python_of(self)
         return await _plain(spec or Spec(), python, _work_folder(), None)
 
     async def close(self) -> None:
@@ -749,18 +743,23 @@ def _work_folder() -> Path:
 
 
 async def _plain(spec: Spec, python: Python, work: Path, rules: Mapping[str, Any] | None) -> Sandbox:
-    path = f"{python.prefix}/bin:/usr/bin:/bin" if python.prefix else "/usr/bin:/bin"
     settings: dict[str, Any] = {
         "work": str(work),
         "alone": False,
         "watch_disk": True,
         "others": _processes_of(NOBODY if os.geteuid() == 0 else os.getuid()),
-        "env": {"PATH": path, "HOME": str(work), "TMPDIR": str(work), "LANG": "C.UTF-8", **spec.env},
+        "env": {
+            "PATH": _search_path(python),
+            "HOME": str(work),
+            "TMPDIR": str(work),
+            "LANG": "C.UTF-8",
+            **spec.env,
+        },
     }
     if rules is not None:
         settings["rules"] = dict(rules)
     try:
-        process = await _begin(spec, [*_drop(), python.path], settings, python.path)
+        process = await _begin([*_drop(), python.path], settings, python.path)
     except SandboxError:
         _remove(work)
         raise
@@ -889,13 +888,3 @@ def sandbox(name: str = "auto", spec: Spec | None = None, allow_unsafe: bool = F
             yield Box(loop, box)
         finally:
             loop.run(box.close())
-
-
-@contextlib.asynccontextmanager
-async def opened(name: str = "auto", *, pool: int = 0, allow_unsafe: bool = False) -> AsyncIterator[Backend]:
-    """A backend for one block, closed at its end with all that it keeps started."""
-    chosen = backend(name, pool=pool, allow_unsafe=allow_unsafe)
-    try:
-        yield chosen
-    finally:
-        await chosen.close()

@@ -58,7 +58,7 @@ class Outside:
 
 @dataclass(frozen=True)
 class Attack:
-    """A program, with {port}, {file} and so on filled in. survives: `outside` is looked at instead, after it."""
+    """A program, in which {port}, {file} and so on are filled in; see `program_of`."""
 
     name: str
     guarantee: str

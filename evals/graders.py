@@ -25,6 +25,8 @@ from typing import Any, Literal
 
 from rapidfuzz.distance import Levenshtein
 
+from world.check import overlap
+
 Status = Literal["graded", "silent", "truncated", "infra_error"]
 LONGEST = 400_000  # characters of an answer that are read
 
@@ -325,15 +327,6 @@ def _count(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float, dict[s
 
 
 # ---- places
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b) if c[2] > c[0] and c[3] > c[1]]
-    if width <= 0 or height <= 0 or len(areas) < 2:
-        return 0.0
-    return width * height / (sum(areas) - width * height)
 
 
 def _groups(text: str, size: int) -> list[list[float]]:

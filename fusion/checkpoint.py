@@ -364,12 +364,16 @@ def place_of(name: str, sees: bool) -> Place:
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
+def _in_the_box(path_or_hub_id: str | Path) -> bool:
+    return str(path_or_hub_id) == "nano" and not Path("nano").exists()
+
+
 def locate(path_or_hub_id: str | Path) -> Path:
     """The folder of a checkpoint: "nano" is the model in the box unless a folder has that name; else see `resolve`.
 
     Raises FileNotFoundError or NotADirectoryError that says what was tried.
     """
-    if str(path_or_hub_id) != "nano" or Path("nano").exists():
+    if not _in_the_box(path_or_hub_id):
         return resolve(path_or_hub_id)
     folder = Path(str(files("fusion") / "assets" / "nano"))
     if not (folder / "config.json").is_file():
@@ -395,7 +399,7 @@ def load_model(
         kimi.language_model.stack_experts()
         return kimi
     folder = locate(path_or_hub_id)
-    if name == "nano" and not Path(name).exists():
+    if _in_the_box(name):
         if dtype is None and (device is None or device.type == "cpu"):
             dtype = torch.float32  # 47 MB; many CPUs multiply bfloat16 fifty times slower
         experts = "dense"  # 4 bits save nothing at this size

@@ -1,6 +1,6 @@
 """Words to read and to write: real ones, and such as nobody uses.
 
-WORDS             three to five letters, found in any picture book
+WORDS             three to six letters, found in any picture book
 invented(rng)     a word that only its letters can tell: made up, or a real one with another letter
 spelled("tree")   "t r e e"
 """
@@ -32,7 +32,7 @@ def invented(rng: random.Random) -> str:
     Or a real word with one letter changed, because whoever knows "test" writes it for "tent".
     """
     if rng.random() < 0.4:
-        word = rng.choice([word for word in WORDS if len(word) > 2])
+        word = rng.choice(WORDS)
         at = rng.randrange(len(word))
         return word[:at] + rng.choice(VOWELS if word[at] in VOWELS else CONSONANTS) + word[at + 1 :]
     vowel = rng.random() < 0.4
