@@ -185,19 +185,43 @@ ALL = Mixture(
 # the question names a red star, which training has not; `t e n t` and then "test". Both are learned from words alone.
 NAMES = Mixture(
     (
-        _source("told scenes", "text", 0.14, {"told": 1.0}),
-        _source("letters joined", "text", 0.08, {"join": 1.0}),
-        _source("sums", "text", 0.05, {"sum": 1.0}),
+        _source("told scenes", "told", 0.30, {"told": 1.0}),
+        _source("letters joined", "told", 0.05, {"join": 1.0}),
+        _source("sums", "text", 0.03, {"sum": 1.0}),
         _source("text", "text", 0.03, WORDS),
         _source("things", "vision", 0.01, {"thing": 1.0}),
         _source("captions", "vision", 0.03, {"caption": 0.9, "point": 0.1}),
-        _source("scenes", "vision", 0.28, {"picture": 1.0}),
+        _source("scenes", "vision", 0.23, {"picture": 1.0}),
         _source("invented words", "signs", 0.03, {"spelling": 1.0}),
-        _source("reading", "signs", 0.14, {"reading": 1.0}),
+        _source("reading", "signs", 0.10, {"reading": 1.0}),
         _source("figures", "signs", 0.01, FIGURES),
+        _source("moments", "clip", 0.02, {"moments": 1.0}),
         _source("motion", "clip", 0.02, {"motion": 1.0}),
-        _source("clips", "clip", 0.15, {"clip": 1.0}),
-        _source("code", "code", 0.02, CODE),
+        _source("clips", "clip", 0.10, {"clip": 1.0}),
+        _source("code", "code", 0.03, CODE),
+        LIBRARY,
+    )
+)
+
+# Everything once more, with a little of what words taught.
+SETTLE = Mixture(
+    (
+        _source("told scenes", "told", 0.04, {"told": 1.0}),
+        _source("letters joined", "told", 0.02, {"join": 1.0}),
+        _source("things", "vision", 0.01, {"thing": 1.0}),
+        _source("captions", "vision", 0.04, {"caption": 0.9, "point": 0.1}),
+        _source("scenes", "vision", 0.34, {"picture": 1.0}),
+        _source("glyphs", "signs", 0.01, {"glyph": 1.0}),
+        _source("invented words", "signs", 0.04, {"spelling": 1.0}),
+        _source("reading", "signs", 0.14, {"reading": 1.0}),
+        _source("figures", "signs", 0.02, FIGURES),
+        _source("moments", "clip", 0.02, {"moments": 1.0}),
+        _source("motion", "clip", 0.02, {"motion": 1.0}),
+        _source("stories", "clip", 0.02, {"story": 1.0}),
+        _source("clips", "clip", 0.16, {"clip": 1.0}),
+        _source("code", "code", 0.03, CODE),
+        _source("sums", "text", 0.05, {"sum": 1.0}),
+        _source("text", "text", 0.03, WORDS),
         LIBRARY,
     )
 )
@@ -256,9 +280,15 @@ def finish() -> Run:
 
 
 def names() -> Run:
-    """Once more, shortly, from a low rate: `--model` names the seventh part's model."""
-    schedule = wsd(8e-4, 2e6, warmup=60e3, decay=1.9e6, end=5e-5, sequence=SEQUENCE)
+    """The eighth part, at a constant rate again: `--model` names the seventh part's model."""
+    schedule = wsd(2e-3, 4e6, warmup=120e3, decay=0, sequence=SEQUENCE)
     return replace(run(), mixture=NAMES, schedule=schedule, seed=23)
+
+
+def settle() -> Run:
+    """The last part, in which it decays to its end: `--model` names the eighth part's model."""
+    schedule = wsd(2e-3, 6e6, warmup=60e3, decay=5.9e6, end=5e-5, sequence=SEQUENCE)
+    return replace(run(), mixture=SETTLE, schedule=schedule, seed=29)
 
 
 ZERO_VISION = Mixture(

@@ -248,7 +248,7 @@ def asks(rng: random.Random, scene: Scene) -> Iterator[Ask]:
             choices=YES_NO,
             about=("|".join(pair),),
             detail=f"{'|'.join(pair)}|{look}",
-            thinking=_listed(t.shape for _, _, t in ordered if t.colour == pair[0]),
+            thinking=f"{_listed(t.shape for _, _, t in ordered if t.colour == pair[0])} {pair[1]}?",
         )
     single = [t for t in things if shapes.count(t.shape) == 1]
     if single:
@@ -355,18 +355,19 @@ def _relations(rng: random.Random, scene: Scene, pairs: list[tuple[str, str]]) -
 
 
 def _compared(scene: Scene, a: Thing, b: Thing, across: bool) -> str:
-    """Where the centres are, in tenths of the picture from the left edge, or from the top: all things of both colours.
+    """Where the centres are, in tenths of the picture from the left edge, or from the top: all things of both colours,
+    then the two that are asked for, in the order of the question.
 
     Found by colour and told apart by shape: a model that is to find a purple ring at once, and has never met one, takes
     what else is there.
     """
     axis, side = (0, scene.width) if across else (1, scene.height)
     ordered = [thing for _, _, thing in in_order(scene)]
+    said = {id(t): f"{t.shape} {int(10 * t.centre[axis] / side)}" for t in ordered}
     parts = []
     for colour in dict.fromkeys((a.colour, b.colour)):
-        found = (f"{t.shape} {int(10 * t.centre[axis] / side)}" for t in ordered if t.colour == colour)
-        parts.append(f"{colour}: {_listed(found)}")
-    return " ".join(parts)
+        parts.append(f"{colour}: {_listed(said[id(t)] for t in ordered if t.colour == colour)}")
+    return " ".join((*parts, _listed((said[id(a)], said[id(b)]))))
 
 
 def _extremes(rng: random.Random, scene: Scene) -> Iterator[Ask]:

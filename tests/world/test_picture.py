@@ -322,6 +322,7 @@ def test_thoughts_lead_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
                 words = turn.question.replace("?", "").replace(".", "").replace(",", "").split()
                 if turn.tests in ("picture/relation", "picture/side"):
                     groups = dict(part.split(": ") for part in re.findall(r"\w+: [^.]+", turn.thinking))
+                    last = turn.thinking.removesuffix(".").split(". ")[-1]
                     named = re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", turn.question)
                     assert list(groups) == list(dict.fromkeys(colour for colour, _ in named))
                     places = {
@@ -330,6 +331,7 @@ def test_thoughts_lead_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
                         for shape, place in (each.split() for each in told.split(", "))
                     }
                     one, two = (places[pair] for pair in named)
+                    assert last == ", ".join(f"{pair[1]} {places[pair]}" for pair in named)
                     first_less = any(word in words for word in ("above", "left")) and turn.tests == "picture/relation"
                     if int(one) == int(two):
                         continue
@@ -341,7 +343,8 @@ def test_thoughts_lead_to_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
                 elif turn.tests == "picture/exists":
                     shape = next(word for word in words if word in SHAPES)
                     kinds[turn.tests] += 1
-                    assert (turn.answer == "yes") == (shape in said)
+                    listed, last = turn.thinking.split(". ")
+                    assert last == f"{shape}?" and (turn.answer == "yes") == (shape in listed.split(", "))
                 elif turn.tests == "picture/beside":
                     kinds[turn.tests] += 1
                     assert said[1] == turn.answer and said[0] in COLOURS

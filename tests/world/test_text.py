@@ -17,7 +17,7 @@ import world
 import world.text
 from world.check import check
 from world.sample import Split, Turn, held_out
-from world.scene import COLOURS
+from world.scene import COLOURS, SHAPES
 from world.text import (
     DAYS,
     LOOKS,
@@ -375,12 +375,13 @@ def test_letters_are_joined() -> None:
 def test_what_is_told_answers_the_question() -> None:
     """Read from the question alone; thoughts have the form that they have for pictures."""
     kinds: Counter[str] = Counter()
+    looks, objects = "|".join((*LOOKS, *COLOURS)), "|".join((*OBJECTS, *SHAPES))
     for split in ("train", "heldout"):
         for index in range(400):
             (turn,) = world.sample("told", index, split, 3, 1 + index % 3).turns  # type: ignore[arg-type]
             told, question = turn.question.split(". ", 1)
             things = [tuple(one.split()) for one in told.split(", ")]
-            asked = re.findall(rf"({'|'.join(LOOKS)}) ({'|'.join(OBJECTS)})\b", question)
+            asked = re.findall(rf"\b({looks}) ({objects})\b", question)
             place = {(look, thing): int(at) for look, thing, at in things}
             names = [(look, thing) for look, thing, _ in things]
             kind = turn.tests.removeprefix("told/")
@@ -392,20 +393,23 @@ def test_what_is_told_answers_the_question() -> None:
                 else:
                     less = "left of" in question or "above" in question
                     assert turn.answer == ("yes" if (a < b) == less else "no")
-                for part in turn.thinking.removesuffix(".").split(". "):
+                *groups, last = turn.thinking.removesuffix(".").split(". ")
+                assert last == ", ".join(f"{thing} {place[look, thing]}" for look, thing in asked)
+                for part in groups:
                     look, found = part.split(": ")
                     assert found.split(", ") == [f"{thing} {at}" for its, thing, at in things if its == look]
             elif kind == "exists":
                 assert turn.answer == ("yes" if asked[0] in names else "no")
                 found = ", ".join(thing for look, thing in names if look == asked[0][0])
-                assert turn.thinking == f"{found or 'none'}."
+                assert turn.thinking == f"{found or 'none'}. {asked[0][1]}?"
             elif kind == "count":
-                look, thing = re.findall(rf"({'|'.join(LOOKS)})\b.*\b({'|'.join(OBJECTS)})\b", question)[0]
+                look, thing = re.findall(rf"\b({looks})\b.*\b({objects})\b", question)[0]
                 assert turn.answer == str(names.count((look, thing)))
                 assert turn.thinking == (", ".join(its for its, what in names if what == thing) or "none") + "."
             else:
-                thing = next(word for word in re.findall(r"[a-z]+", question) if word in OBJECTS)
+                thing = next(word for word in re.findall(r"[a-z]+", question) if word in (*OBJECTS, *SHAPES))
                 assert (turn.answer, thing) in names and sum(what == thing for _, what in names) == 1
+            assert not any(look in COLOURS and thing in SHAPES for look, thing in names)
             held = {held_out(f"told|{look}|{thing}") for look, thing in names}
             assert held == {False} if split == "train" else held_out(turn.composition)
     assert set(kinds) == {"relation", "side", "exists", "count", "look"} and min(kinds.values()) > 30
