@@ -11,10 +11,10 @@
              {"op": "write", files: [[path, size], ...]}  {"op": "read", path, most}
     answer   {"op": "ready" | "out" | "err" | "done" | "written" | "content" | "error", ...}
 
-It imports little, because every import is a part of the start-up time, and nothing of ours: its code is sent into the
-sandbox and runs under the interpreter that is there (3.9 or newer). Commands share its user, so it protects itself: it
-cannot be traced or read (not dumpable), its ends of the pipes are not inherited, and where it has the process namespace
-to itself it is process 1, which no signal from inside reaches.
+It imports little, because every import is a part of the start-up time, and nothing of ours: its code comes first over
+stdin, then its settings, and it runs under the interpreter that is there (3.9 or newer). Commands share its user, so it
+protects itself: it cannot be traced or read (not dumpable), its ends of the pipes are not inherited, and where it has
+the process namespace to itself it is process 1, which no signal from inside reaches.
 
 Paths are taken below the work folder and never through a link: without namespaces this process may write where the
 commands may not.
@@ -22,13 +22,11 @@ commands may not.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import marshal
 import os
 import resource
 import select
-import signal
 import stat
 import struct
 import sys
@@ -36,16 +34,20 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in typing, which takes long to import
+    import signal
     from collections.abc import Iterator
     from typing import Any
+
+    def program(source: str, names: dict[str, Any]) -> None:
+        """exec; defined in what reads this file from stdin."""
+else:  # what signal is made of: signal itself makes enums of it, for 3 ms of the 9 that a start takes
+    import _signal as signal
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER = 1, 4, 38, 22, 36
 WATCH = 0.02  # seconds between two looks at memory, time and files
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 LARGEST = 256 * 2**20  # bytes of one frame's payload
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class suppress:
@@ -69,6 +71,10 @@ class Job:
         self.limits = limits
         self.live = live  # output is sent on as it comes
         self.began = time.monotonic()
+        try:
+            self.ended = os.pidfd_open(pid)
+        except OSError:  # a kernel before 5.3: its end is then seen at the next look
+            self.ended = -1
         self.stdin = -1
         self.outputs: dict[int, str] = {}  # fd -> "out" or "err"
         self.kept = {"out": bytearray(), "err": bytearray()}
@@ -77,18 +83,21 @@ class Job:
         self.no_more_input = False
         self.why: str | None = None  # the limit that ended it
         self.peak = 0.0  # bytes, all of its processes together
-        self.next_look = 0.0
-        self.next_walk = 0.0
+        self.next_look = self.began + WATCH
+        self.next_walk = self.began + WATCH
 
 
 class Inside:
-    """The loop. settings: work (folder), scratch (folders whose fill counts as memory), alone (process namespace of
-    its own), rules (Landlock and seccomp, for each command), user."""
+    """The loop. settings: work (folder), scratch (file systems whose fill counts as memory), watch_disk (folders that
+    are measured), alone (process namespace of its own), rules (Landlock and seccomp, for each command), env, keep
+    (names of its own variables that commands get too), others (processes that are counted against their limit)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.work: str = settings["work"]
         self.alone: bool = settings["alone"]
+        kept = {name: os.environ[name] for name in settings.get("keep", ()) if name in os.environ}
+        self.env: dict[str, str] = {**kept, **settings["env"]}
         self.job: Job | None = None
         self.read_fd, self.write_fd = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDWR)
@@ -143,6 +152,8 @@ class Inside:
             writing = []
             if job is not None:
                 waiting += list(job.outputs)
+                if job.ended >= 0:
+                    waiting.append(job.ended)
                 if job.stdin >= 0 and job.pending:
                     writing.append(job.stdin)
             ready, writable, _ = select.select(waiting, writing, [], WATCH if job else None)
@@ -240,7 +251,7 @@ class Inside:
                     signal.signal(number, signal.SIG_DFL)
                 os.chdir(header.get("cwd") or self.work)
                 self.confine(limits)
-                env = {**self.settings["env"], **(header.get("env") or {})}
+                env = {**self.env, **(header.get("env") or {})}
                 if header.get("argv"):
                     os.execvpe(header["argv"][0], header["argv"], env)
                 os.closerange(3, 256)
@@ -287,8 +298,12 @@ class Inside:
             resource.setrlimit(what, pair)
         rules = self.settings.get("rules")
         if rules:
-            apply_landlock(rules["landlock"])
-            apply_seccomp(bytes.fromhex(rules["seccomp"]))
+            if "landlock" in rules:
+                apply_landlock(rules["landlock"])
+            machine = os.uname().machine
+            if machine not in rules["seccomp"]:
+                raise OSError(f"no system call filter for {machine}")
+            apply_seccomp(bytes.fromhex(rules["seccomp"][machine]))
 
     def feed(self, job: Job) -> None:
         if job.stdin < 0:
@@ -341,7 +356,8 @@ class Inside:
                 job.why = "timeout"
             job.next_look = now + WATCH
         if job.why is None and self.settings.get("watch_disk") and now >= job.next_walk:
-            if folder_size(self.work, job.limits["disk_mb"] * 2**20) > job.limits["disk_mb"] * 2**20:
+            most = job.limits["disk_mb"] * 2**20
+            if any(folder_size(folder, most) > most for folder in self.settings["watch_disk"]):
                 job.why = "disk"
             job.next_walk = now + max(0.1, 4 * (time.monotonic() - now))
         if job.why is not None:
@@ -349,8 +365,7 @@ class Inside:
                 os.kill(job.pid, signal.SIGKILL)
             self.finish(job, os.wait4(job.pid, 0))
             return
-        if self.alone:
-            self.reap_orphans(job.pid)
+        self.reap_orphans(job.pid)
         ended = os.wait4(job.pid, os.WNOHANG)
         if ended[0]:
             self.finish(job, ended)
@@ -367,8 +382,9 @@ class Inside:
                     break
             if fd in job.outputs:
                 os.close(fd)
-        if job.stdin >= 0:
-            os.close(job.stdin)
+        for fd in (job.stdin, job.ended):
+            if fd >= 0:
+                os.close(fd)
         returncode = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
         status = job.why
         if status is None:
@@ -454,11 +470,13 @@ class Inside:
             time.sleep(0.001)
 
     def reap_orphans(self, main: int) -> None:
-        """Process 1 is handed every orphan: leave none of them a zombie, but do not take the command's own end."""
-        for pid in self.others():
-            if pid != main:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+        """This process is handed every orphan: leave none of them a zombie, but do not take the command's own end."""
+        with suppress(ChildProcessError):
+            while True:
+                seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if seen is None or seen.si_pid == main:
+                    return
+                os.waitpid(seen.si_pid, os.WNOHANG)
 
 
 def folder_size(folder: str, enough: float) -> int:
@@ -493,7 +511,9 @@ def run_here(source: str, env: dict[str, str]) -> None:
     sys.stdin, sys.stdout, sys.stderr = streams
     code = 0
     try:
-        exec(compile(source, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        # not compile(), whose first use makes a type for each kind of syntax (0.7 ms), and not from here, where
+        # it would inherit this file's __future__
+        program(source, {"__name__": "__main__", "__builtins__": __builtins__})
     except SystemExit as leaving:
         if isinstance(leaving.code, str):
             sys.stderr.write(leaving.code + "\n")
@@ -511,20 +531,37 @@ def run_here(source: str, env: dict[str, str]) -> None:
     os._exit(code & 255)
 
 
-# ---- without namespaces: Landlock and seccomp, for each command
+# ---- the kernel, where Python has no word for it
+
+
+def prctl(option: int, value: int) -> None:
+    """Through what ctypes is made of: the whole of it takes a millisecond to import."""
+    import _ctypes
+
+    class Function(_ctypes.CFuncPtr):
+        _flags_ = 1  # FUNCFLAG_CDECL
+
+    everything: Any = None  # what is loaded already, in place of a library's name
+    if Function(_ctypes.dlsym(_ctypes.dlopen(everything, 0), "prctl"))(option, value, 0, 0, 0):
+        raise OSError(f"prctl {option} was refused")
+
+
+# without namespaces, Landlock and seccomp, for each command
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if result < 0:
         raise OSError(ctypes.get_errno(), f"system call {number}: {os.strerror(ctypes.get_errno())}")
-    return result
+    return int(result)
 
 
 def apply_landlock(rules: dict[str, Any]) -> None:
     """Files that may be read or written, no TCP, no signals and no abstract sockets to the outside."""
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     attributes = struct.pack("QQQ", *rules["handled"])[: rules["size"]]
     ruleset = syscall(444, attributes, len(attributes), 0)
     for path, access in rules["paths"]:
@@ -541,18 +578,21 @@ def apply_landlock(rules: dict[str, Any]) -> None:
 
 
 def apply_seccomp(program: bytes) -> None:
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+    import ctypes
+
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     buffer = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
-    if libc.prctl(PR_SET_SECCOMP, 2, head, 0, 0):
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_SECCOMP, 2, head, 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
 def main(settings: dict[str, Any]) -> None:
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    prctl(PR_SET_DUMPABLE, 0)
     if not settings["alone"]:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    if settings.get("rules"):
+        import ctypes  # noqa: F401  here once, and not in each command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     Inside(settings).run()

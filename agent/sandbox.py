@@ -9,10 +9,11 @@
     bwrap        bubblewrap: namespaces, an empty environment, tmpfs of fixed size, seccomp, another user. A pool keeps
                  a few started; each is used once.
     landlock     Landlock and seccomp: no root, no package. Files, TCP, signals; what it leaves open is in its report.
+    kubernetes   a pod in a cluster (agent/kubernetes.py): for many machines. Only where it is asked for or configured.
     none         a plain child process with limits: for people who know what they run. It must be asked for by name,
                  with allow_unsafe=True, and everything made with it says "isolation: none".
 
-In every local sandbox runs one process of ours (agent/inside.py) that starts and watches the commands. The host keeps
+In every sandbox runs one process of ours (agent/inside.py) that starts and watches the commands. The host keeps
 its own clock: a sandbox that does not answer in time is killed. When the host goes away, by exit, SIGINT or SIGKILL,
 the process of ours reads the end of its pipe, kills what is left and goes too.
 
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +47,7 @@ GRACE = 5.0  # seconds after a command's limit in which the sandbox must have an
 LARGEST = 256 * 2**20  # bytes of one answer
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Sandbox")
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class Backend(Protocol):
 class Sandbox:
     """One sandbox: commands, files, one at a time. Made by a backend."""
 
-    def __init__(self, spec: Spec, process: asyncio.subprocess.Process, work: Path | None = None):
+    def __init__(self, spec: Spec, process: Any, work: Path | None = None):
+        """process: of asyncio's, or what has its stdin, stdout and stderr, with `_end` to suit."""
         self.spec = spec
         self._process = process
         self._work = work  # a folder of the host's that goes with it
@@ -228,6 +231,11 @@ class Sandbox:
         """A regular file of the work folder. Raises ValueError if there is none, or it is longer."""
         return (await self._ask({"op": "read", "path": path, "most": max_bytes}, b"", "content"))[1]
 
+    @property
+    def alive(self) -> bool:
+        """Whether its own process runs, as far as is known here."""
+        return self._process.returncode is None
+
     async def close(self) -> None:
         """End it, with all that runs in it."""
         if self._closed:
@@ -248,8 +256,9 @@ class Sandbox:
                 await self._fail()
                 return ExecResult("infra_error", stderr=b"the sandbox did not answer in time")
             except SandboxError as error:
+                status, text = await self._blame() or ("infra_error", str(error))
                 await self._fail()
-                return ExecResult("infra_error", stderr=str(error).encode())
+                return ExecResult(status, stderr=text.encode())
             except asyncio.CancelledError:
                 await self._fail()
                 raise
@@ -271,6 +280,10 @@ class Sandbox:
             assert answer["op"] == wanted, f"asked for {wanted}, got {answer['op']}"
             return answer, data
 
+    async def _blame(self) -> tuple[Status, str] | None:
+        """What a command did that ended the whole sandbox; None if it is the sandbox that failed."""
+        return None
+
     def _usable(self) -> None:
         if self._closed:
             raise SandboxError("the sandbox is closed")
@@ -279,7 +292,6 @@ class Sandbox:
 
     async def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         text = marshal.dumps({**header, "size": len(payload)})
-        assert self._process.stdin is not None, "started with a pipe"
         try:
             self._process.stdin.write(struct.pack(">I", len(text)) + text + payload)
             await self._process.stdin.drain()
@@ -288,7 +300,6 @@ class Sandbox:
 
     async def _receive(self) -> tuple[dict[str, Any], bytes]:
         stream = self._process.stdout
-        assert stream is not None, "started with a pipe"
         try:
             (length,) = struct.unpack(">I", await stream.readexactly(4))
             if length > 2**20:
@@ -379,7 +390,10 @@ class Channel:
             header, payload = await asyncio.wait_for(self._box._receive(), self._limits.wall_s + GRACE)
         except (TimeoutError, SandboxError) as error:
             text = str(error) or "the sandbox did not answer in time"
-            self.result = ExecResult("infra_error", stderr=text.encode())
+            status: Status = "infra_error"
+            if isinstance(error, SandboxError):
+                status, text = await self._box._blame() or (status, text)
+            self.result = ExecResult(status, stderr=text.encode())
             await self._box._fail()
             return
         if header["op"] == "out":
@@ -401,19 +415,49 @@ def _result(header: Mapping[str, Any], payload: bytes) -> ExecResult:
 # ---- starting the process of ours
 
 
+# What the sandbox's interpreter is started with: it reads the program of ours from stdin, as code or as source, and
+# its settings, each with its length in front. Arguments would be copied by every exec on the way.
+FIRST = """import marshal,os
+def take(size):
+    data=b""
+    while len(data)<size:
+        more=os.read(0,size-len(data))
+        if not more:
+            os._exit(0)
+        data+=more
+    return data
+def part():
+    return marshal.loads(take(int.from_bytes(take(4),"big")))
+def program(source,names):
+    exec(source,names)
+exec(part())
+main(part())"""
+
+
+def source_inside() -> str:
+    """Of the sandbox's own process."""
+    return (Path(__file__).parent / "inside.py").read_text(encoding="utf-8")
+
+
 @lru_cache(maxsize=4)
-def _packed(python: str) -> str:
-    """The program of the sandbox's own process, compiled for an interpreter, as an argument for -c."""
-    source = (Path(__file__).parent / "inside.py").read_text(encoding="utf-8")
-    compiling = "import marshal,sys;print(marshal.dumps(compile(sys.stdin.read(),'inside','exec',optimize=2)).hex())"
+def _packed(python: str) -> bytes:
+    """The program of the sandbox's own process, compiled for an interpreter."""
+    compiling = (
+        "import marshal,sys;"
+        "sys.stdout.buffer.write(marshal.dumps(compile(sys.stdin.read(),'inside','exec',optimize=2)))"
+    )
     done = subprocess.run(
-        [python, "-I", "-S", "-c", compiling], input=source, capture_output=True, text=True, timeout=60
+        [python, "-I", "-S", "-c", compiling], input=source_inside().encode(), capture_output=True, timeout=60
     )
     if done.returncode:
-        raise SandboxError(f"{python} cannot run the sandbox's own process: {done.stderr[-300:]}")
-    code = done.stdout.strip()
-    running = f"exec(marshal.loads(bytes.fromhex('{code}')))"
-    return f"import marshal,sys;{running};main(marshal.loads(bytes.fromhex(sys.argv[1])))"
+        said = done.stderr.decode(errors="replace")[-300:]
+        raise SandboxError(f"{python} cannot run the sandbox's own process: {said}")
+    return done.stdout
+
+
+def parts(*given: bytes) -> bytes:
+    """As FIRST reads them."""
+    return b"".join(struct.pack(">I", len(part)) + part for part in given)
 
 
 def _readable_by_others(path: Path) -> bool:
@@ -493,11 +537,14 @@ def _remove(folder: Path) -> None:
 async def _begin(
     command: Sequence[str], settings: Mapping[str, Any], python: str, pass_fds: Sequence[int] = ()
 ) -> asyncio.subprocess.Process:
-    start = ["-I", "-S", "-c", _packed(python), marshal.dumps(dict(settings)).hex()]
+    given = parts(_packed(python), marshal.dumps(dict(settings)))
     try:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
-            *start,
+            "-I",
+            "-S",
+            "-c",
+            FIRST,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -509,9 +556,13 @@ async def _begin(
         )
     except OSError as error:
         raise SandboxError(f"the sandbox could not be started: {error}") from None
+    assert process.stdin is not None, "started with a pipe"
+    process.stdin.write(given)
+    return process
 
 
-async def _ready(box: Sandbox, timeout: float = 30.0) -> Sandbox:
+async def ready(box: S, timeout: float = 30.0) -> S:
+    """The sandbox, when its own process has said that it runs; closed, and SandboxError, if it does not."""
     try:
         header, _ = await asyncio.wait_for(box._receive(), timeout)
         assert header["op"] == "ready"
@@ -529,31 +580,18 @@ async def _ready(box: Sandbox, timeout: float = 30.0) -> Sandbox:
     return box
 
 
-# ---- bubblewrap
+class Pool:
+    """Keeps sandboxes started, each for one use. size 0: each is started when it is asked for."""
 
-
-class Bwrap:
-    """Sandboxes in namespaces of their own. pool: so many of the default kind are kept started."""
-
-    name = "bwrap"
-
-    def __init__(self, pool: int = 0, spec: Spec | None = None):
-        if pool < 0:
-            raise ValueError(f"pool must not be negative, got {pool}")
-        self.spec = spec or Spec()
-        self._size = pool
+    def __init__(self, size: int, start: Callable[[], Coroutine[Any, Any, Sandbox]]):
+        if size < 0:
+            raise ValueError(f"pool must not be negative, got {size}")
+        self.size, self._start = size, start
         self._waiting: list[asyncio.Task[Sandbox]] = []
 
-    def missing(self) -> str | None:
-        if sys.platform != "linux":
-            return "bubblewrap needs Linux"
-        if shutil.which("bwrap") is None:
-            return "bubblewrap is not installed (Debian, Fedora: package bubblewrap)"
-        return _lacking()
-
-    async def open(self, spec: Spec | None = None) -> Sandbox:
-        if (spec is not None and spec != self.spec) or not self._size:
-            return await self._start(spec or self.spec)
+    async def take(self) -> Sandbox:
+        if not self.size:
+            return await self._start()
         self._fill()
         task = self._waiting.pop(0)
         self._fill()
@@ -562,9 +600,9 @@ class Bwrap:
         except asyncio.CancelledError:
             task.add_done_callback(_discard)
             raise
-        if box._process.returncode is not None:  # died while it waited
-            await box._fail()
-            return await self._start(self.spec)
+        if not box.alive:  # died while it waited
+            await box.close()
+            return await self._start()
         return box
 
     async def close(self) -> None:
@@ -574,8 +612,36 @@ class Bwrap:
                 await (await task).close()
 
     def _fill(self) -> None:
-        while len(self._waiting) < max(1, self._size):
-            self._waiting.append(asyncio.create_task(self._start(self.spec)))
+        while len(self._waiting) < self.size:
+            self._waiting.append(asyncio.create_task(self._start()))
+
+
+# ---- bubblewrap
+
+
+class Bwrap:
+    """Sandboxes in namespaces of their own. pool: so many of the default kind are kept started."""
+
+    name = "bwrap"
+
+    def __init__(self, pool: int = 0, spec: Spec | None = None):
+        self.spec = spec or Spec()
+        self._pool = Pool(pool, lambda: self._start(self.spec))
+
+    def missing(self) -> str | None:
+        if sys.platform != "linux":
+            return "bubblewrap needs Linux"
+        if shutil.which("bwrap") is None:
+            return "bubblewrap is not installed (Debian, Fedora: package bubblewrap)"
+        return _lacking()
+
+    async def open(self, spec: Spec | None = None) -> Sandbox:
+        if spec is None or spec == self.spec:
+            return await self._pool.take()
+        return await self._start(spec)
+
+    async def close(self) -> None:
+        await self._pool.close()
 
     async def _start(self, spec: Spec) -> Sandbox:
         python = _python_of(self)
@@ -599,7 +665,7 @@ class Bwrap:
             os.close(info_write)
         box = Sandbox(spec, process)
         try:
-            await _ready(box)
+            await ready(box)
             with contextlib.suppress(ValueError, KeyError, SyntaxError):
                 box._inner = int(ast.literal_eval(os.read(info_read, 4096).decode())["child-pid"])
         finally:
@@ -703,7 +769,7 @@ class Landlock:
         readable = [*system, *([python.prefix] if python.prefix else []), *spec.binds.values()]
         rules = {
             "landlock": _landlock(work, readable),
-            "seccomp": seccomp.program(platform.machine(), owner=True).hex(),
+            "seccomp": {platform.machine(): seccomp.program(platform.machine(), owner=True).hex()},
         }
         return await _plain(spec, python, work, rules)
 
@@ -746,7 +812,7 @@ async def _plain(spec: Spec, python: Python, work: Path, rules: Mapping[str, Any
     settings: dict[str, Any] = {
         "work": str(work),
         "alone": False,
-        "watch_disk": True,
+        "watch_disk": [str(work)],
         "others": _processes_of(NOBODY if os.geteuid() == 0 else os.getuid()),
         "env": {
             "PATH": _search_path(python),
@@ -763,7 +829,7 @@ async def _plain(spec: Spec, python: Python, work: Path, rules: Mapping[str, Any
     except SandboxError:
         _remove(work)
         raise
-    return await _ready(Sandbox(spec, process, work))
+    return await ready(Sandbox(spec, process, work))
 
 
 def _processes_of(user: int) -> int:
@@ -780,11 +846,12 @@ def _processes_of(user: int) -> int:
 # ---- which one
 
 
-BACKENDS = ("auto", "bwrap", "landlock", "none")
+BACKENDS = ("auto", "kubernetes", "bwrap", "landlock", "none")
 
 
 def backend(name: str = "auto", *, pool: int = 0, allow_unsafe: bool = False) -> Backend:
-    """A backend by name; "auto" is the strongest that works here: bwrap, then landlock.
+    """A backend by name; "auto" is the strongest that works here: kubernetes where MOONKIT_K8S_NAMESPACE names one of
+    its namespaces, then bwrap, then landlock.
 
     Raises SandboxError if none does, ValueError for an unknown name and for "none" without allow_unsafe.
     """
@@ -793,6 +860,10 @@ def backend(name: str = "auto", *, pool: int = 0, allow_unsafe: bool = False) ->
     if name == "none":
         return Unsafe(allow_unsafe)
     found: dict[str, Backend] = {"bwrap": Bwrap(pool), "landlock": Landlock()}
+    if name == "kubernetes" or (name == "auto" and os.environ.get("MOONKIT_K8S_NAMESPACE")):
+        from agent.kubernetes import Kubernetes  # needs packages that others need not have only when it is used
+
+        found = {"kubernetes": Kubernetes(pool), **found}
     if name != "auto":
         return found[name]
     reasons = []

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from agent.kubernetes import NAMESPACE, Kubernetes
 from agent.sandbox import (
     Backend,
     ExecResult,
@@ -680,10 +681,16 @@ async def inspect(chosen: Backend) -> Report:
                     for path in outside.folder.iterdir():
                         if path.name not in ("answers.txt", "socket"):
                             path.unlink()
+        reached = await chosen.reached() if isinstance(chosen, Kubernetes) else []
     except SandboxError as error:
         return Report(chosen.name, False, str(error))
+    meanings = dict(GUARANTEES)
+    if reached:
+        meanings["network"] += (
+            f"; only the system call filter sees to it, the cluster's network does not ({reached[0]})"
+        )
     found = tuple(
-        Guarantee(name, name not in breaches, breaches.get(name, meaning)) for name, meaning in GUARANTEES.items()
+        Guarantee(name, name not in breaches, breaches.get(name, meaning)) for name, meaning in meanings.items()
     )
     return Report(chosen.name, True, "", found)
 
@@ -695,8 +702,8 @@ async def inspect(chosen: Backend) -> Report:
 class Options:
     """Attack the sandboxes of this machine, and say what holds."""
 
-    backend: Literal["all", "bwrap", "landlock", "none"] = "all"
-    """all: those that isolate; none has to be asked for."""
+    backend: Literal["all", "kubernetes", "bwrap", "landlock", "none"] = "all"
+    """all: those that isolate, a cluster only where MOONKIT_K8S_NAMESPACE is set; none has to be asked for."""
     json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """One JSON object instead of tables."""
 
@@ -704,7 +711,8 @@ class Options:
 def main() -> None:
     """moonkit sandbox check. Leaves with 1 if no sandbox works here."""
     options = tyro.cli(Options, prog="moonkit sandbox check", description=__doc__)
-    names = ("bwrap", "landlock") if options.backend == "all" else (options.backend,)
+    every = (*(["kubernetes"] if os.environ.get(NAMESPACE) else []), "bwrap", "landlock")
+    names = every if options.backend == "all" else (options.backend,)
     reports = []
     for name in names:
         reports.append(asyncio.run(inspect(backend(name, allow_unsafe=True))))

@@ -6,6 +6,10 @@
     choice    a letter, an option's text, \\boxed{B}                  number   a value, its unit, a tolerance
     anls      edit distance of the best gold, 0 under a half          edit     the same without the threshold
     boxes     soft F1 of boxes matched by their overlap               points   points in their regions, F1
+    math      the same mathematics (evals/mathematics.py)
+    svg, plot        rendered and compared (evals/drawing.py)
+    constraints      IFEval's instructions (evals/constraints.py)
+    contains, relaxed, literal, world      as benchmarks have them (evals/matching.py)
 
 A score is between 0 and 1. Thoughts are taken off first: what stands after the last </think> is the answer, and an
 answer that never ends its thought is truncated, which scores 0 and is counted apart. An empty answer scores 0 and is
@@ -15,9 +19,11 @@ retry it or leave it out, but it is no zero.
 """
 
 import math
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -73,6 +79,32 @@ def grade(task: Task, answer: str, truncated: bool = False) -> Verdict:
     return Verdict(float(score), "truncated" if truncated and not score else "graded", evidence)
 
 
+def grade_all(
+    pairs: Iterable[tuple[Task, str]],
+    workers: int | None = None,
+    progress: Callable[[int, Verdict], None] | None = None,
+) -> list[Verdict]:
+    """Grade many, in the order given; workers at a time, by default one for each processor.
+
+    progress(how many are done, the verdict) is called after each. Raises as `grade` does, for the first broken task.
+    """
+    pairs = list(pairs)
+    workers = workers if workers is not None else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
+    with ThreadPoolExecutor(workers) as pool:  # programs run in processes of their own; a thread waits for them
+        waiting = [pool.submit(grade, task, answer) for task, answer in pairs]
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                verdict = future.result()
+                if progress is not None:
+                    progress(done, verdict)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in waiting]
+
+
 def visible(answer: str) -> tuple[str, bool]:
     """The answer without its thoughts, and whether a thought was never ended."""
     _, found, tail = answer.rpartition("</think>")
@@ -105,10 +137,15 @@ def _thawed(value: Any) -> Any:
 
 @lru_cache(maxsize=100_000)
 def _sound(kind: str, gold: Any, data: Any) -> None:
-    """Raises ValueError unless the gold answer is right by its own grader."""
+    """Raises ValueError unless the gold answer is right by its own grader, or the task well formed without a gold."""
     gold, data = _thawed(gold), _thawed(data)
+    if gold is None and data.get("unchecked") is True:
+        return
     try:
-        best = [KINDS[kind](gold, data, text)[0] for text in GOLDS[kind](gold, data)]
+        texts = GOLDS[kind](gold, data)
+        if texts is None:
+            return
+        best = [KINDS[kind](gold, data, text)[0] for text in texts]
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{kind}: broken task, gold {str(gold)[:80]!r}: {type(error).__name__}: {error}") from None
     if not best or any(score is not None and score < 1 for score in best):
@@ -138,9 +175,9 @@ BOXED = re.compile(r"\\boxed\s*\{")
 SAYS = re.compile(r"(?:final answer|answer|result|solution)\**\s{0,9}(?:is|:|=)[ :*=]{0,9}([^\n]+)", re.IGNORECASE)
 
 
-def boxed(text: str) -> str | None:
-    """What the last \\boxed{...} holds, braces matched."""
-    starts = {found.end() - 1: found for found in BOXED.finditer(text)}
+def boxes(text: str) -> list[tuple[int, int, int]]:
+    """Every \\boxed{...}, braces matched: where it starts, and from where to where is what it holds."""
+    starts = {found.end() - 1: found.start() for found in BOXED.finditer(text)}
     opened: list[int] = []
     ends: dict[int, int] = {}
     for at, sign in enumerate(text if starts else ""):
@@ -148,8 +185,13 @@ def boxed(text: str) -> str | None:
             opened.append(at)
         elif sign == "}" and opened:
             ends[opened.pop()] = at
-    closed = [at for at in starts if at in ends]
-    return text[closed[-1] + 1 : ends[closed[-1]]].strip() if closed else None
+    return [(start, at + 1, ends[at]) for at, start in starts.items() if at in ends]
+
+
+def boxed(text: str) -> str | None:
+    """What the last \\boxed{...} holds."""
+    found = boxes(text)
+    return text[found[-1][1] : found[-1][2]].strip() if found else None
 
 
 def final(text: str) -> str:
@@ -372,7 +414,80 @@ def _points(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float, dict[
     return min(1.0, 2 * _matched(inside) / (len(regions) + len(read))), {"read": read[:20]}
 
 
+def _math(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float | None, dict[str, Any]]:
+    from evals.mathematics import math as grader
+
+    return grader(gold, data, said)
+
+
+def _math_golds(gold: Any, data: Mapping[str, Any]) -> list[str]:
+    from evals.mathematics import golds
+
+    return golds(gold, data)
+
+
+def _constraints(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float, dict[str, Any]]:
+    from evals.constraints import constraints
+
+    return constraints(gold, data, said)
+
+
+def _constraints_golds(gold: Any, data: Mapping[str, Any]) -> Sequence[str] | None:
+    from evals.constraints import golds
+
+    return golds(gold, data)
+
+
+def _drawing(kind: str) -> Grader:
+    def grader(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float | None, dict[str, Any]]:
+        from evals import drawing
+
+        return (drawing.svg if kind == "svg" else drawing.plot)(gold, data, said)
+
+    return grader
+
+
+def _drawing_golds(kind: str) -> Callable[[Any, Mapping[str, Any]], list[str]]:
+    def golds(gold: Any, data: Mapping[str, Any]) -> list[str]:
+        from evals import drawing
+
+        return (drawing.svg_golds if kind == "svg" else drawing.plot_golds)(gold, data)
+
+    return golds
+
+
+def _matching(name: str) -> Grader:
+    """A grader of evals.matching, imported when it is used."""
+
+    def grader(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float | None, dict[str, Any]]:
+        from evals import matching
+
+        return getattr(matching, name)(gold, data, said)
+
+    return grader
+
+
+def _function(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float | None, dict[str, Any]]:
+    from evals.code import function
+
+    return function(gold, data, said)
+
+
+def _repository(gold: Any, data: Mapping[str, Any], said: str) -> tuple[float | None, dict[str, Any]]:
+    from evals.repository import kind
+
+    return kind(gold, data, said)
+
+
+def _repository_golds(gold: Any, data: Mapping[str, Any]) -> list[str]:
+    from evals.repository import gold_answers
+
+    return gold_answers(gold, data)
+
+
 KINDS: dict[str, Grader] = {
+    "function": _function,
+    "repository": _repository,
     "exact": _exact,
     "choice": _choice,
     "number": _number,
@@ -381,10 +496,20 @@ KINDS: dict[str, Grader] = {
     "edit": _edit,
     "boxes": _boxes,
     "points": _points,
+    "contains": _matching("contains"),
+    "relaxed": _matching("relaxed"),
+    "literal": _matching("literal"),
+    "world": _matching("world"),
+    "math": _math,
+    "constraints": _constraints,
+    "svg": _drawing("svg"),
+    "plot": _drawing("plot"),
 }
 
-# what a task's gold is, said as an answer: each must score 1
-GOLDS: dict[str, Callable[[Any, Mapping[str, Any]], list[str]]] = {
+# what a task's gold is, said as an answer: each must score 1; None where there is none, after a look at the task
+GOLDS: dict[str, Callable[[Any, Mapping[str, Any]], Sequence[str] | None]] = {
+    "function": lambda gold, data: [gold],
+    "repository": _repository_golds,
     "exact": lambda gold, data: _golds(gold),
     "choice": lambda gold, data: [str(gold)],
     "number": lambda gold, data: [str(gold)],
@@ -393,4 +518,12 @@ GOLDS: dict[str, Callable[[Any, Mapping[str, Any]], list[str]]] = {
     "edit": lambda gold, data: _golds(gold),
     "boxes": lambda gold, data: [str([list(box) for box in gold])],
     "points": lambda gold, data: [str([[(box[0] + box[2]) / 2, (box[1] + box[3]) / 2] for box in gold])],
+    "contains": lambda gold, data: _golds(gold),
+    "relaxed": lambda gold, data: _golds(gold),
+    "literal": lambda gold, data: [str(gold)],
+    "world": lambda gold, data: [str(gold)],
+    "math": _math_golds,
+    "constraints": _constraints_golds,
+    "svg": _drawing_golds("svg"),
+    "plot": _drawing_golds("plot"),
 }

@@ -126,13 +126,17 @@ def decode(kimi: "Kimi", last: Sequence[int], cache: LatentCache) -> Tensor:
 
 
 def generate(
-    kimi: "Kimi", prompts: Sequence["Prompt"], sampling: Sampling, finished: set[int] | None = None
+    kimi: "Kimi",
+    prompts: Sequence["Prompt"],
+    sampling: Sampling,
+    finished: set[int] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[dict[int, int]]:
     """Continue several prompts of any lengths side by side; yields {prompt index: next token} per step.
 
     A prompt leaves after its stop token (which is yielded), after max_new_tokens, at the end of the context, or when
-    the caller adds its index to `finished`. Each prompt draws from its own generator, seeded alike: in a batch it
-    gives what it gives alone.
+    the caller adds its index to `finished`. Each prompt draws from its own generator, seeded alike or by `seeds`: in a
+    batch it gives what it gives alone.
     """
     limit = kimi.config.text.max_position_embeddings
     for prompt in prompts:
@@ -142,8 +146,10 @@ def generate(
                 "shorten the text, lower the frame rate or use smaller images"
             )
     finished = set() if finished is None else finished
-    draws = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
+    seeds = [sampling.seed] * len(prompts) if seeds is None else seeds
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
     budgets = [ThinkingBudget(kimi, prompt, sampling.thinking_budget) for prompt in prompts]
+    assert len(draws) == len(prompts), "one seed for each prompt"
     ends = stop_ids(kimi)
 
     with torch.inference_mode():

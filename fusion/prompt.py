@@ -10,13 +10,14 @@ Source: released processor and chat template of Kimi-K2.5 (pads expanded here, n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fusion.template import Control, Media, Piece, encode_pieces, render, render_with_jinja
+from moonvit.config import MediaConfig
 from moonvit.image import image_patches, load_image
 from moonvit.packing import PackedPatches, pack
 from moonvit.video import read_video, timestamp_text
@@ -72,27 +73,51 @@ def prepare(
 
     Raises ValueError for malformed messages, unreadable media, and media for a text-only model.
     """
+    pieces = pieces_of(kimi, messages, tools, thinking, preserve_thinking)
+    return assemble(kimi, pieces, max_frames)
+
+
+def pieces_of(
+    kimi: "Kimi",
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] | None = None,
+    thinking: bool = True,
+    preserve_thinking: bool | None = None,
+    add_generation_prompt: bool = True,
+) -> list[Piece]:
+    """A conversation in the model's own format: by the checkpoint's template when it has one."""
     if kimi.tokenizer is None:
         raise ValueError("this model was loaded without a tokenizer (no tiktoken.model in its folder)")
-    config, tokenizer = kimi.config, kimi.tokenizer
-    if kimi.chat_template is not None:
-        # K2.7-Code's own wrapper forces both flags; render() does the same for the built-in profile
-        forced = config.profile == "k2_7_code"
-        if forced and not thinking:
-            raise ValueError("Kimi-K2.7-Code always thinks: thinking=False is not available for it")
-        pieces = render_with_jinja(
-            kimi.chat_template,
+    profile = kimi.config.profile
+    if kimi.chat_template is None:
+        return render(
             messages,
-            tools,
-            tokenizer.special,
-            add_generation_prompt=True,
+            profile=profile,
+            tools=tools,
             thinking=thinking,
-            preserve_thinking=forced or bool(preserve_thinking),
+            preserve_thinking=preserve_thinking,
+            add_generation_prompt=add_generation_prompt,
         )
-    else:
-        pieces = render(
-            messages, profile=config.profile, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking
-        )
+    # K2.7-Code's own wrapper forces both flags; render() does the same for the built-in profile
+    forced = profile == "k2_7_code"
+    if forced and not thinking:
+        raise ValueError("Kimi-K2.7-Code always thinks: thinking=False is not available for it")
+    return render_with_jinja(
+        kimi.chat_template,
+        messages,
+        tools,
+        kimi.tokenizer.special,
+        add_generation_prompt=add_generation_prompt,
+        thinking=thinking,
+        preserve_thinking=forced or bool(preserve_thinking),
+    )
+
+
+def assemble(kimi: "Kimi", pieces: Sequence[Piece], max_frames: int = 480, rules: MediaConfig | None = None) -> Prompt:
+    """Load the media, cut them into patches and tokenise. rules: how media are cut, where not by the model's own."""
+    if kimi.tokenizer is None:
+        raise ValueError("this model was loaded without a tokenizer (no tiktoken.model in its folder)")
+    config, tokenizer, rules = kimi.config, kimi.tokenizer, rules or kimi.config.media
     if config.vision is None and any(isinstance(piece, Media) for piece in pieces):
         raise ValueError("this checkpoint is text-only: it has no vision tower, so it cannot take images or video")
 
@@ -103,20 +128,25 @@ def prepare(
         if not isinstance(piece, Media):
             expanded.append(piece)
         elif piece.kind == "image":
-            patches.append(image_patches(load_image(piece.source), config.media))
+            patches.append(image_patches(load_image(piece.source), rules))
             items.append(Item("image", patches[-1].tokens[0]))
             expanded.append(piece)
-        elif config.media.rule == "kimi_vl":
+        elif rules.rule == "kimi_vl":
             raise ValueError("Kimi-VL takes no video: send the frames as images")
         else:
-            # frames that carry their rate (an object with `frames` and `fps`), or a file
+            # frames that carry their rate (an object with `frames` and `fps`), or a file; either may say how many
+            # frames per second to look at (`sample_fps`) and how large they may be (`frame_patches`)
             frames = getattr(piece.source, "frames", piece.source)
             rate = getattr(piece.source, "fps", None)
-            video = read_video(frames, config.media, fps=rate, max_frames=max_frames)
+            pace = getattr(piece.source, "sample_fps", None) or rules.sample_fps
+            limits = (rules.in_patch_limit_each_frame, getattr(piece.source, "frame_patches", None))
+            limit = min((n for n in limits if n is not None), default=None)
+            own = replace(rules, sample_fps=pace, in_patch_limit_each_frame=limit)
+            video = read_video(frames, own, fps=rate, max_frames=max_frames)
             for chunk in video.chunks:
-                patches.append(chunk.patches(config.media))
+                patches.append(chunk.patches(own))
                 items.append(Item("video", patches[-1].tokens[0], chunk.timestamp))
-                stamp = timestamp_text(chunk.timestamp, config.media.timestamp_mode)
+                stamp = timestamp_text(chunk.timestamp, rules.timestamp_mode)
                 expanded += [
                     stamp,
                     Control("<|media_begin|>"),

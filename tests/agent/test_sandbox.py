@@ -91,6 +91,8 @@ def test_commands_files_and_statuses(kind: str) -> None:
         assert result.status == "output_limit" and result.truncated and len(result.stdout) == 2048
         assert (await box.python("raise SystemExit('bye')")).stderr == b"bye\n"
         assert b"ZeroDivisionError" in (await box.python("1 / 0")).stderr
+        result = await box.python("def f(x: int): pass\nprint(f.__annotations__, __name__)")
+        assert result.stdout == b"{'x': <class 'int'>} __main__\n", "as a plain interpreter, nothing of ours inherited"
 
     within(kind, work)
 

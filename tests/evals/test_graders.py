@@ -3,6 +3,8 @@
 pytest tests/evals/test_graders.py
 """
 
+import json
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -10,8 +12,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.graders import KINDS, Task, Verdict, boxed, choice_of, grade, overlap, quantity, read_number
+from agent.sandbox import SandboxError, backend
+from evals.graders import GOLDS, KINDS, Task, Verdict, boxed, choice_of, grade, overlap, quantity, read_number
 
+try:
+    backend("auto")
+    WHY = ""
+except SandboxError as error:
+    WHY = str(error)
+
+SQUARE = '<svg viewBox="0 0 10 10"><rect x="2" y="2" width="5" height="5" fill="red"/></svg>'
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9], 'r-o')\nplt.savefig('plot.png')"
+ADD = {"prompt": "def add(a, b):\n", "entry_point": "add", "tests": ["assert add(2, 3) == 5", "assert add(1, 1) == 2"]}
+CALC = {
+    "files": {"calc.py": "def add(a, b):\n    return a - b\n"},
+    "test_patch": {"test_calc.py": "from calc import add\n\n\ndef test_add():\n    assert add(12, 5) == 17\n"},
+    "fail_to_pass": ["test_calc.py::test_add"],
+    "pass_to_pass": [],
+}
+FIXED = {"calc.py": "def add(a, b):\n    return a + b\n"}
+NO_COMMA = {"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
 OPTIONS = {"options": ["3 cm", "5 cm", "a dog", "a red dog"]}
 TASKS = {
     "exact": Task("exact", ["Paris", "City of Light"]),
@@ -22,6 +42,16 @@ TASKS = {
     "edit": Task("edit", "the quick brown fox"),
     "boxes": Task("boxes", [[10, 10, 30, 30], [50, 50, 90, 70]]),
     "points": Task("points", [[10, 10, 30, 30], [50, 50, 90, 70]]),
+    "contains": Task("contains", "Central Station"),
+    "relaxed": Task("relaxed", "48.5"),
+    "literal": Task("literal", "[1, 'a']"),
+    "world": Task("world", "7", {"check": "number"}),
+    "math": Task("math", "\\frac{3}{2}"),
+    "constraints": Task("constraints", None, NO_COMMA),
+    "svg": Task("svg", SQUARE, {"size": 64}),
+    "plot": Task("plot", PLOT, {"size": 64}),
+    "function": Task("function", "    return a + b\n", ADD),
+    "repository": Task("repository", FIXED, CALC),
 }
 SAID = {
     "exact": "Paris",
@@ -32,28 +62,99 @@ SAID = {
     "edit": "The quick brown fox",
     "boxes": "[10, 10, 30, 30] and [50, 50, 90, 70]",
     "points": "(20, 20), (60, 60)",
+    "contains": "It says CENTRAL STATION.",
+    "relaxed": "Answer: 49",
+    "literal": "[1, 'a']",
+    "world": "7",
+    "math": "it is $\\boxed{1.5}$",
+    "constraints": '"No comma here"',
+    "svg": f"```svg\n{SQUARE}\n```",
+    "plot": f"```python\n{PLOT}\n```",
+    "function": "```python\ndef add(a, b):\n    return a + b\n```",
+    "repository": json.dumps(FIXED),
 }
+BROKEN: list[tuple[Any, ...]] = [
+    ("exact", ""),
+    ("exact", []),
+    ("exact", [" "]),
+    ("exact", None),
+    ("choice", "E", OPTIONS),
+    ("choice", "AB", OPTIONS),
+    ("choice", "A"),
+    ("choice", "A", {"options": ["one"]}),
+    ("number", "many"),
+    ("count", "x"),
+    ("anls", None),
+    ("edit", ["a", ""]),
+    ("boxes", []),
+    ("boxes", [[3, 3, 1, 1]]),
+    ("points", [[1, 2]]),
+    ("contains", []),
+    ("relaxed", " "),
+    ("literal", "not a literal"),
+    ("world", "seven", {"check": "number"}),
+    ("math", "\\frac{1}{"),
+    ("math", []),
+    ("math", "1", {"tolerance": 2}),
+    ("constraints", "a gold", NO_COMMA),
+    ("constraints", None, {}),
+    ("constraints", None, {"instruction_id_list": ["punctuation:no_colon"], "kwargs": [{}]}),
+    ("svg", "no drawing"),
+    ("svg", "<svg viewBox='0 0 1 1'></svg>"),
+    ("svg", SQUARE, {"size": 5}),
+    ("plot", ""),
+    ("plot", "print(1)", {"seconds": 0}),
+    ("function", "    return a - b\n", ADD),
+    ("repository", {}, CALC),
+]
+LIGHT = [kind for kind in KINDS if kind not in ("function", "repository", "plot")]  # the others start sandboxes
+EACH = [
+    pytest.param(
+        kind,
+        marks=[pytest.mark.skipif(bool(WHY) and kind not in LIGHT, reason=WHY)]
+        + ([pytest.mark.slow] if kind == "repository" else []),
+    )
+    for kind in KINDS
+]
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_is_tested() -> None:
+    assert set(KINDS) == set(GOLDS) == set(TASKS) == set(SAID) == {kind for kind, *_ in BROKEN}
+
+
+@pytest.mark.parametrize("kind", EACH)
 def test_gold_is_right_and_silence_is_not(kind: str) -> None:
     task = TASKS[kind]
-    for said in (SAID[kind], f"<think>maybe 17?\n(A) [1, 2, 3, 4]</think>{SAID[kind]}", f"  {SAID[kind]}\n"):
-        assert grade(task, said) == Verdict(1.0, "graded", grade(task, said).evidence)
+    thinking = f"<think>maybe 17?\n(A) [1, 2, 3, 4]</think>{SAID[kind]}"
+    for said in (thinking, SAID[kind], f"  {SAID[kind]}\n") if kind in LIGHT else (thinking,):
+        verdict = grade(task, said)
+        assert verdict == Verdict(1.0, "graded", verdict.evidence), verdict
     for silence in ("", "  \n", "<think>it is 4</think>", "<think>x</think> \n"):
         assert grade(task, silence).score == 0 and grade(task, silence).status == "silent"
     unfinished = grade(task, f"<think>it is {SAID[kind]}")
     assert (unfinished.score, unfinished.status) == (0, "truncated")
     assert grade(task, "", truncated=True).status == "truncated"
     assert grade(task, SAID[kind], truncated=True).score == 1
+    if kind not in ("edit", "world"):  # a likeness is rarely 0; of the world's numbers a thought may be one
+        cut = grade(task, "So, let me see", truncated=True)
+        assert (cut.score, cut.status) == (0, "truncated"), "counted apart from a wrong answer"
+    thought = grade(task, f"<think>{SAID[kind]}</think>I do not know, sorry")
+    assert thought.score == 0 or kind == "edit", "what was only thought is not said"
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", LIGHT)
 @settings(max_examples=150, deadline=None)
 @given(said=st.one_of(st.text(max_size=300), st.text("0123456789[](),.-+eE/\\{}boxedABCD% \n", max_size=120)))
 def test_nothing_that_is_said_raises(kind: str, said: str) -> None:
     verdict = grade(TASKS[kind], said)
     assert verdict.score is not None and 0 <= verdict.score <= 1
+
+
+@pytest.mark.parametrize("kind", [each for each in EACH if each.values[0] not in LIGHT])
+@pytest.mark.parametrize("said", ["```python\nimport " + "(" * 500, "import os\nos._exit(0)", "\0 import \ud800 {}"])
+def test_nothing_that_is_said_raises_where_programs_run(kind: str, said: str) -> None:
+    verdict = grade(TASKS[kind], said)
+    assert verdict.score == 0, verdict
 
 
 @pytest.mark.parametrize(
@@ -71,35 +172,34 @@ def test_nothing_that_is_said_raises(kind: str, said: str) -> None:
     ],
 )
 def test_hostile_answers_are_wrong_and_quick(said: str) -> None:
-    for task in TASKS.values():
-        assert grade(task, said).score in (0, 0.0) or task.kind in ("edit", "anls")
+    for kind in LIGHT:
+        start = time.process_time()
+        assert grade(TASKS[kind], said).score == 0 or kind in ("edit", "anls"), kind
+        assert time.process_time() - start < 10, f"{kind}: seconds of processor time for {said[:20]!r}"
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        ("exact", ""),
-        ("exact", []),
-        ("exact", [" "]),
-        ("exact", None),
-        ("choice", "E", OPTIONS),
-        ("choice", "AB", OPTIONS),
-        ("choice", "A"),
-        ("choice", "A", {"options": ["one"]}),
-        ("number", "many"),
-        ("count", "x"),
-        ("boxes", []),
-        ("boxes", [[3, 3, 1, 1]]),
-        ("points", [[1, 2]]),
-    ],
-)
+@pytest.mark.parametrize("task", [each for each in BROKEN if each[0] in LIGHT])
 def test_a_broken_task_is_an_error(task: Any) -> None:
     with pytest.raises(ValueError):
         grade(Task(*task), "anything")
 
 
+@pytest.mark.parametrize("task", [each for each in BROKEN if each[0] in ("function", "plot")])
+@pytest.mark.skipif(bool(WHY), reason=WHY)
+def test_a_broken_task_of_programs_is_an_error(task: Any) -> None:
+    with pytest.raises(ValueError):
+        grade(Task(*task), "import this")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(WHY), reason=WHY)
+def test_a_broken_repository_is_an_error() -> None:
+    with pytest.raises(ValueError):
+        grade(Task("repository", {}, CALC), "anything")
+
+
 def test_unknown_kinds_and_answers_that_are_no_text() -> None:
-    with pytest.raises(ValueError, match="known: exact"):
+    with pytest.raises(ValueError, match=r"known: .*exact"):
         Task("vibes")
     with pytest.raises(ValueError, match="an answer is text"):
         grade(TASKS["exact"], None)  # type: ignore[arg-type]
