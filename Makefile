@@ -4,10 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: tour test test-slow bench lint clean nano
+.PHONY: tour eval test test-slow bench lint clean nano
 
 tour: $(VENV)/.installed
 	$(BIN)/moonkit tour
+
+# the model in the box on questions that it has not met, and on two public sets where their data is; minutes
+EVAL = runs/eval/nano
+eval: $(VENV)/.installed
+	$(BIN)/moonkit eval --tasks world,kimi_humaneval,kimi_mnist --skip_missing --limit 164 --out $(EVAL)
+	$(BIN)/moonkit eval report $(EVAL)
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest -m "not slow"
@@ -17,7 +23,7 @@ test-slow: $(VENV)/.installed-dev
 
 # the model in the box from nothing; hours. What is done is not done again, what was stopped goes on
 RUNS ?= runs
-PARTS = run letters anneal spelling moments sharpen finish names
+PARTS = run letters anneal spelling moments sharpen finish names settle
 nano: $(VENV)/.installed
 	@from=""; for part in $(PARTS); do \
 	  out=$(RUNS)/nano-$$part; \

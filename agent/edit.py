@@ -24,7 +24,7 @@ Mode = Literal["file", "executable", "link"]
 MODES: dict[str, Mode] = {"100644": "file", "100664": "file", "100755": "executable", "120000": "link"}
 NUMBERS = {"file": "100644", "executable": "100755", "link": "120000"}
 LARGEST = 64 * 2**20  # bytes of one file that a diff makes
-MOST_WORK = 5_000_000  # lines compared while the place of hunks is looked for
+MOST_WORK = 2_000_000  # lines read and compared while one diff is applied
 
 
 class EditError(ValueError):
@@ -223,12 +223,14 @@ class _Step:
         if self.binary is not None:
             kind, packed, size = self.binary
             out = packed if kind == "literal" else _undelta(data, packed)
+            _charge(work, len(out) // 100)
             if len(out) != size:
                 raise EditError(f"{path!r}: the binary patch makes {len(out)} bytes, not {size}")
             return out
         if not self.hunks:
             return data
         lines = _lines(data.decode("utf-8", "surrogateescape"))
+        _charge(work, len(lines))
         return "".join(_patched(path, lines, self.hunks, work)).encode("utf-8", "surrogateescape")
 
 
@@ -266,15 +268,20 @@ def _find(lines: list[str], wanted: list[str], lowest: int, guess: int, work: li
         for place in (guess + distance, guess - distance) if distance else (guess,):
             if not lowest <= place <= highest:
                 continue
-            for line, wish in zip(lines[place : place + len(wanted)], wanted, strict=True):
+            for at, wish in enumerate(wanted, place):
                 work[0] -= 1
-                if line.rstrip("\n") != wish:
+                if lines[at].rstrip("\n") != wish:
                     break
             else:
                 return place
-            if work[0] < 0:
-                raise EditError("the diff takes too long to place")
+            _charge(work, 0)
     return None
+
+
+def _charge(work: list[int], lines: int) -> None:
+    work[0] -= lines
+    if work[0] < 0:
+        raise EditError("the diff takes too long to apply")
 
 
 def _undelta(source: bytes, delta: bytes) -> bytes:

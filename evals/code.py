@@ -37,6 +37,7 @@ import os
 import subprocess
 import textwrap
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
@@ -406,8 +407,9 @@ def _orders(gold: Any, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     if "io" in data:
         tests = [_functional(entry or "", each, data) for each in data["io"]]
         return {**judge, "tests": tests, "prelude": SAME}, {**program, "prelude": data.get("prelude") or ""}
-    if isinstance(prompt, str) and prompt.strip() and _parsed(prompt) is not None:
-        judge["prompt"] = prompt
+    if isinstance(prompt, str) and prompt.strip():
+        closed = (text for text in (prompt, prompt + "    pass\n") if _parsed(text) is not None)
+        judge["prompt"] = next(closed, None)  # without its helpers the tests would use the candidate's
     if "tests" in data:
         tests = data["tests"]
         if not isinstance(tests, list | tuple) or not tests or not all(isinstance(test, str) for test in tests):
@@ -431,7 +433,9 @@ def _parsed(source: str) -> Any:
     import ast
 
     try:
-        return ast.parse(source)
+        with warnings.catch_warnings():  # about escapes in other people's data
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
     except (SyntaxError, ValueError):
         return None
 

@@ -408,8 +408,8 @@ def strings(value: Any) -> Iterator[str]:
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL (also .gz) or parquet file. Raises ValueError that names the file and the line."""
     if path.suffix == ".parquet":
-        import pyarrow as arrow  # type: ignore[import-untyped]
-        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
 
         try:
             file = parquet.ParquetFile(path)
@@ -750,6 +750,7 @@ def print_overlap(items: Sequence[Item], found: Overlap, arguments: Arguments, c
             row.append(f"{100 * made.low:.1f} to {100 * made.high:.1f}" if known else "-")  # type: ignore[union-attr,operator]
         table.add_row(*row)
     console.print(table)
+    console.print(Text(MEANING.format(dirty=f"{arguments.dirty:.0%}", least=TELLING), "dim"))
     worst = [one for one in found.items if one.found or one.pictures]
     worst.sort(key=lambda one: (-(one.pictures or 0), -(one.share or 0), -one.found))
     if worst and arguments.show:
@@ -764,6 +765,13 @@ def print_overlap(items: Sequence[Item], found: Overlap, arguments: Arguments, c
         console.print(table)
     for said in found.notes:
         console.print(Text(said, "yellow"))
+
+
+MEANING = (
+    "dirty: {dirty} or more of an item's own n-grams are there (all, of an item shorter than one; all pictures, where "
+    "it has some). touched: fewer. words only: the same words about another picture. cannot tell: under {least} words, "
+    "or none of its own."
+)
 
 
 def _ask_twins(arguments: Arguments, console: "Console") -> None:

@@ -9,6 +9,8 @@
     math      the same mathematics (evals/mathematics.py)
     svg, plot        rendered and compared (evals/drawing.py)
     constraints      IFEval's instructions (evals/constraints.py)
+    function         a program does what its tests want (evals/code.py)
+    repository       an edit makes a repository's tests pass, by being right (evals/repository.py)
     contains, relaxed, literal, world      as benchmarks have them (evals/matching.py)
 
 A score is between 0 and 1. Thoughts are taken off first: what stands after the last </think> is the answer, and an

@@ -345,7 +345,7 @@ class Court:
     def run(self) -> dict[str, Any]:
         """{passed, of, error, broken, changed, calls}. broken: the tests themselves do not run."""
         order, error, broken, step = self.order, None, None, ""
-        if any("numpy" in (order.get(part) or "") for part in ("test", "setup", "prelude")):
+        if "numpy" in str([order.get(part) for part in ("test", "tests", "setup", "prelude")]):
             stand_in_for_numpy()
         try:
             step = "prelude"

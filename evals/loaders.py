@@ -326,7 +326,7 @@ def mmlu(source: Source) -> Iterator[Item]:
 
 
 @loader
-def mmlu_pro_text(source: Source) -> Iterator[Item]:
+def mmlu_pro(source: Source) -> Iterator[Item]:
     """data/test*.parquet of TIGER-Lab/MMLU-Pro, or test.jsonl, rows:
     {"question_id", "question", "options": [up to 10], "answer": "A", "answer_index", "cot_content", "category"}
     """
@@ -480,7 +480,8 @@ def mathvista(source: Source) -> Iterator[Item]:
 def ocrbench(source: Source) -> Iterator[Item]:
     """data/test*.parquet of echo840/OCRBench, or test.jsonl with images, rows:
     {"dataset", "question", "question_type", "answer": ["..."], "image"}; the original OCRBench.json has
-    {"dataset_name", "question", "type", "answers", "image_path"}; a TSV: index, image (base64), question, answer, category
+    {"dataset_name", "question", "type", "answers", "image_path"}; or a TSV with base64 pictures: index, image,
+    question, answer, category
     """
     for row in source.rows("**/test*.parquet", "test.jsonl*", "OCRBench.json", "*.tsv"):
         kind = row.text("question_type", "type", "category")
@@ -768,16 +769,17 @@ def world(
             media = tuple(Ref("world", place, number) for number in range(len(sample.media)))
             check = {"check": turn.check.kind, "data": dict(turn.check.data), "tests": turn.tests}
             if turn.check.kind == "program":
-                task = _program(turn)
+                task = program_task(turn)
             else:
                 task = Task("world", turn.answer, json.loads(json.dumps(check)))
             shown = "picture" if sample.media and isinstance(sample.media[0], Image) else "clip"
             fields = {"question": turn.question, "shown": shown}
-            yield Item(f"world/{place}", task, fields, f"world/{place}", media, answer=turn.answer, tests=turn.tests)
+            cluster = f"{family}/{turn.composition}"
+            yield Item(f"world/{place}", task, fields, cluster, media, answer=turn.answer, tests=turn.tests)
 
 
-def _program(turn: Any) -> Task:
-    """A program's unit tests as assertions, so that they run in the sandbox like every other program's."""
+def program_task(turn: Any) -> Task:
+    """A turn's unit tests as assertions, so that they run in the sandbox like every other program's."""
     name = turn.check.data["name"]
     tests = [
         f"assert {name}({', '.join(map(repr, given))}) == {wanted!r}" for given, wanted in turn.check.data["tests"]

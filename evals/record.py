@@ -3,7 +3,8 @@
     tasks, model --> simple_evaluate --> RUN/run.json       what was run, on what: hashes, settings, seeds, versions
                        |  ^              RUN/samples.jsonl  one row per graded sample
                        v  |              RUN/media/         what was shown, by digest
-                     RUN/store           every answer as it came
+                     RUN/store           RUN/lm-eval.json   lm-eval's own results
+                     every answer as it came
 
     Run(Settings(out=Path("runs/a"))).simple_evaluate(model="moonkit", tasks=[...], task_manager=Tasks())
 
@@ -121,6 +122,11 @@ class Run:
             lm = get_model(model).create_from_arg_obj(arguments, extra)
         else:
             lm = model
+        ours = [name for name in loaded["tasks"] if name in suite_names()]
+        if ours and task_manager.profile:
+            from evals import suites
+
+            log.info(suites.describe(ours, task_manager.profile))  # type: ignore[arg-type]
         confirmed = self._allow(loaded["tasks"], confirm_run_unsafe_code)
         self._begin(model if named else type(model).__name__, lm, model_args, loaded["tasks"], more)
         assert self.folder is not None
@@ -187,7 +193,7 @@ class Run:
                 f"{', '.join(rest)}: lm-eval would run the model's code on this machine with your rights, outside our "
                 "sandbox; --confirm_run_unsafe_code allows that"
             )
-        kinds = {"function", "arguments", "repository", "plot"}
+        kinds = {"function", "repository", "plot"}
         needs = sandboxed or {name for name, task in tasks.items() if _kinds(task) & kinds}
         if needs:
             report = isolation()
@@ -210,8 +216,9 @@ class Run:
     def _begin(self, model: str, lm: Any, model_args: Any, tasks: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         identity = dict(getattr(lm, "identity", {}))
         name = str(getattr(lm, "name", "") or _model_name(model, model_args))
+        label = getattr(lm, "label", None) or (name if model in ("moonkit", "Moonkit") else f"{model}:{name}")
         described = {
-            "name": name if model in ("moonkit", "Moonkit") else f"{model}:{name}" if name else model,
+            "name": label,
             "path": name,
             "weights_sha256": identity.get("weights_sha256"),
             "tokenizer_sha256": identity.get("tokenizer_sha256"),
@@ -283,7 +290,11 @@ class Run:
         if not self.record["id"]:
             label = "-".join([Path(name).name, *list(self.record["settings"])[:2]])
             label = "".join(sign if sign.isalnum() or sign in "._-" else "_" for sign in label)[:80]
-            self.record["id"] = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{label}"
+            self.record["id"] = name_ = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{label}"
+            count = 1
+            while self.folder is None and (RUNS / self.record["id"]).exists():  # two runs in one second
+                count += 1
+                self.record["id"] = f"{name_}-{count}"
         if self.folder is None:
             self.folder = RUNS / self.record["id"]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -363,6 +374,8 @@ class Run:
             }
         lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in self.rows)
         replace_text(self.folder / "samples.jsonl", lines)
+        plain = {key: value for key, value in results.items() if key != "samples"}
+        replace_text(self.folder / "lm-eval.json", json.dumps(plain, indent=1, default=str) + "\n")
         self.record["finished"] = _now()
         self._write_record()
 

@@ -33,7 +33,7 @@ class Replay(LM):
         super().__init__()
         self.record, self.folder = record, folder
         self.known = {(row["task"], row["doc_id"], row["repeat"]): row for row in rows}
-        self.name = str(record["model"]["path"])
+        self.name, self.label = str(record["model"]["path"]), str(record["model"]["name"])
         self.identity = {k: v for k, v in record["model"].items() if k.endswith("sha256")}
         self.parameters = record["model"]["parameters"]
         self.frames = self.pixels = None

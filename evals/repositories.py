@@ -26,7 +26,7 @@ from typing import Any
 from agent.loop import Budget, Message, Policy, Trace, solve
 from agent.sandbox import Limits, Spec
 from evals.graders import Task, Verdict
-from evals.repository import Edit, calibrate, environment_of, grade_edit, restore
+from evals.repository import Edit, blocks, calibrate, environment_of, grade_edit, restore
 
 TOOLCHAINS = {
     "cpp": ("cmake", "CMake and a C++ compiler"),
@@ -245,13 +245,13 @@ def whole_files(reply: str, names: Sequence[str]) -> dict[str, str | None]:
     """Fenced blocks of a reply by the file name on the line before. One block without a name is the only file's."""
     out: dict[str, str | None] = {}
     nameless: list[str] = []
-    for found in re.finditer(r"(?:^|\n)([^\n]*)\n+```[^\n`]*\n(.*?)(?:\n)?```[ \t]*(?=\n|$)", "\n" + reply, re.DOTALL):
-        said = re.sub(r"^(?:file(?:name)?|path)\s*:\s*", "", found[1].strip().strip("*#`: "), flags=re.IGNORECASE)
+    for before, _, inside in blocks(reply):
+        said = re.sub(r"^(?:file(?:name)?|path)\s*:\s*", "", before[:1000].strip("*#`: "), flags=re.IGNORECASE)
         short = [name for name in names if said in (name, f"./{name}", name.rsplit("/", 1)[-1])]
         if short:
-            out[short[0]] = found[2] + "\n"
+            out[short[0]] = inside
         else:
-            nameless.append(found[2] + "\n")
+            nameless.append(inside)
     if not out and len(names) == 1 and nameless:
         out[names[0]] = nameless[-1]
     return out

@@ -183,19 +183,40 @@ def _at_commit(folder: str, commit: str) -> Tree:
     return out
 
 
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """Fenced blocks: (the last line before that is not blank, the language, what is inside). One pass: text may be
+    hostile."""
+    out: list[tuple[str, str, str]] = []
+    before, fence, language = "", "", ""
+    inside: list[str] = []
+    for line in text.split("\n"):
+        bare = line.strip()
+        ticks = bare[: len(bare) - len(bare.lstrip("`"))]
+        if fence:
+            if ticks == bare == fence:
+                out.append((before, language, "".join(each + "\n" for each in inside)))
+                before, fence = "", ""
+            else:
+                inside.append(line)
+        elif len(ticks) >= 3 and "`" not in bare[len(ticks) :]:
+            fence, language, inside = ticks, bare[len(ticks) :].strip().lower(), []
+        elif bare:
+            before = bare
+    return out
+
+
 def edit_of(answer: str) -> Edit:
-    """The edit that an answer holds: a JSON object of whole files, a ```diff block, or a diff as it is."""
-    text = answer.strip()
-    blocks = re.findall(r"^```(?:json)?[ \t]*\n(\{.*?\n?\})[ \t]*\n```", text, re.DOTALL | re.MULTILINE)
-    for each in [text, *blocks]:
+    """The edit that an answer holds: a JSON object of whole files, ```diff blocks, or a diff as it is."""
+    fenced = blocks(answer)
+    for each in [answer.strip(), *(inside.strip() for _, language, inside in fenced if language in ("", "json"))]:
         if each.startswith("{"):
             try:
                 read = json.loads(each)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
             if isinstance(read, dict) and all(isinstance(value, str | None) for value in read.values()):
                 return read
-    found = re.findall(r"^```(?:diff|patch)[ \t]*\n(.*?)^```[ \t]*$", answer, re.DOTALL | re.MULTILINE)
+    found = [inside for _, language, inside in fenced if language in ("diff", "patch")]
     return "".join(found) if found else answer
 
 

@@ -286,8 +286,12 @@ def ask(
             take(question, answer)
             done += 1
     except (RuntimeError, ValueError, OSError) as error:
-        kept = f"{done} of {len(missing)} new answers are kept in {store.folder}" if store else "nothing is kept"
-        again = "; the same command goes on from there" if store else " (no store)"
+        kept = (
+            f"{done} of {len(missing)} new answers are kept in {store.folder}"
+            if store is not None
+            else "nothing is kept"
+        )
+        again = " (no store)" if store is None else "; the same command goes on from there"
         bar.close()
         raise ValueError(f"the model failed: {_one_line(error)}. {kept}{again}") from error
     bar.close()

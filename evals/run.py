@@ -10,6 +10,7 @@
     tasks, model --> lm-eval's evaluator --> RUN/run.json       what was run, on what: hashes, seeds, versions
                        |  ^                  RUN/samples.jsonl  one row per graded sample
                        v  |                  RUN/media/         what was shown, by digest
+                       |  |                  RUN/lm-eval.json   lm-eval's own results
                      RUN/store               every answer as it came: after a kill the same command goes on
 
 Every flag of `lm-eval run` works. From Python, with the same numbers: evals.evaluate("nano", ["kimi_gsm8k"], limit=20).
@@ -27,7 +28,7 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from evals.record import Result, Run, Settings, install_code_eval
-from evals.tasks import Tasks, suite_folder, suite_names
+from evals.tasks import Tasks, suite_folder
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ def _path(value: str | Path | None) -> Path | None:
 
 
 def _all_ours(tasks: Iterable[Any]) -> bool:
-    names = suite_names()
+    """Whether every name is a suite of ours, or a group of them."""
+    names = set(Tasks(include_defaults=False).all_tasks)
     listed = list(tasks)
     return bool(listed) and all(isinstance(name, str) and name in names for name in listed)
 
@@ -131,6 +133,7 @@ added here:
   --store DIR           folder of answers that are kept (default: RUN/store, or runs/eval/store)
   --profile NAME        settings of our suites: k2_7, k2_5 or nano (default: by the model)
   --repeats N           samples of each question
+  --skip_missing        leave out, with a line each, those of our suites whose data is not here
   --no_chat_template    raw text for our suites too (for them the chat template is on by default)
 
 model arguments (--model_args a=1,b=2) of --model moonkit: pretrained dtype experts device thinking temperature top_p
@@ -184,6 +187,7 @@ def _evaluate(options: list[str]) -> None:
     own.add_argument("--store", type=Path)
     own.add_argument("--profile", choices=("k2_7", "k2_5", "nano"))
     own.add_argument("--repeats", type=int)
+    own.add_argument("--skip_missing", action="store_true")
     own.add_argument("--no_chat_template", action="store_true")
     ours, rest = own.parse_known_args(options)
     if ours.repeats is not None and ours.repeats < 1:
@@ -197,6 +201,9 @@ def _evaluate(options: list[str]) -> None:
     parser.usage = None
     if command == "run" and (not options or "-h" in rest or "--help" in rest):
         parser.epilog = None
+        for action in parser._actions:
+            if action.dest == "model":
+                action.help = "Model name (default: moonkit)"
         parser.usage = "as of lm-eval run"
         print(HELP + parser.format_help(), end="")
         return
@@ -213,6 +220,24 @@ def _evaluate(options: list[str]) -> None:
         namespace.func(namespace)
         return
     _run(namespace, ours, "moonkit eval " + " ".join(options))
+
+
+def _present(tasks: Iterable[str]) -> Iterable[str]:
+    """The tasks without those of our suites that have no data here. Raises ValueError where none is left."""
+    from evals import suites
+
+    own, left = suites.names(), 0
+    for name in tasks:
+        try:
+            if name in own and not name.startswith("world"):
+                suites.source(name)
+        except ValueError as error:
+            log.info("left out, %s", str(error).splitlines()[0].removesuffix(": looked in"))
+            continue
+        left += 1
+        yield name
+    if not left:
+        raise ValueError("none of these suites has its data here (`moonkit eval list`)")
 
 
 def _run(namespace: argparse.Namespace, ours: argparse.Namespace, command: str) -> None:
@@ -244,6 +269,9 @@ def _run(namespace: argparse.Namespace, ours: argparse.Namespace, command: str) 
     tasks = tasks.split(",") if isinstance(tasks, str) else [name for each in tasks for name in str(each).split(",")]
     if not tasks:
         raise ValueError("no task was named: --tasks NAME (`moonkit eval list` shows ours)")
+    if ours.skip_missing:
+        tasks = list(_present(tasks))
+        namespace.tasks = ",".join(tasks)
     template = getattr(namespace, "apply_chat_template", None) or from_file.get("apply_chat_template")
     if ours.no_chat_template and template:
         raise ValueError("--apply_chat_template and --no_chat_template: give one of them")
@@ -254,14 +282,6 @@ def _run(namespace: argparse.Namespace, ours: argparse.Namespace, command: str) 
             log.info("prompts are raw text, as lm-eval's default; --apply_chat_template asks as in a chat")
     profile = ours.profile or _profile_of(model, arguments)
     run = Run(Settings(ours.out, ours.store, profile, ours.repeats, command))
-    if namespace.output_path is None and not from_file.get("output_path") and ours.out is not None:
-        namespace.output_path = str(ours.out / "lm-eval")
-        namespace.log_samples = True
-    mine = [name for name in tasks if name in suite_names()]
-    if mine:
-        from evals import suites
-
-        print(suites.describe(mine, profile), file=sys.stderr)
     install_code_eval()
     if model not in OURS:
         log.info("--model %s is not ours: its answers are not kept as they come (--use_cache keeps greedy ones)", model)

@@ -174,7 +174,8 @@ def load(
 ) -> list[Document]:
     """Documents of a suite; the first `limit`, or with a seed so many drawn. The world's are made from the seed.
 
-    options: the loader's own, as after="2025-01-01" of kimi_livecodebench. Raises ValueError for an unknown suite, for missing data (naming the places and the layout) and for a broken row.
+    options: the loader's own, as after="2025-01-01" of kimi_livecodebench. Raises ValueError for an unknown suite or
+    option, for missing data (naming the places looked at and the layout) and for a broken row (naming file and line).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
@@ -222,13 +223,15 @@ def source(name: str) -> Source:
 def _network() -> bool:
     """Whether the hub answers; HF_HUB_OFFLINE is respected."""
     import socket
+    from urllib.parse import urlsplit
 
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+        address = urlsplit(constants.ENDPOINT)
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
     except OSError:
         return False
     return True

@@ -91,7 +91,7 @@ class Tasks(TaskManager):
         if self.profile and name in suite_names():
             from evals import suites
 
-            chosen = suites.settings(name, self.profile)
+            chosen = suites.settings(name, self.profile)  # type: ignore[arg-type]
             task.set_config("generation_kwargs", chosen.generation)
             task.set_config("repeats", chosen.repeats)
         if self.repeats is not None and task.OUTPUT_TYPE == "generate_until":

@@ -92,19 +92,38 @@ def ask(kimi: "Kimi", family: str, what: str, arguments: Tour, console: "Console
     console.print("  ", end="")
     events = kimi.stream(made.ask(number), max_new_tokens=arguments.max_new_tokens)
     reply, _ = show(events, console)
-    good = check(turn, reply.text)
-    console.print(f"  {verdict(turn, good)}", soft_wrap=True)
+    good, where = run(turn, reply.text) if turn.check.kind == "program" else (check(turn, reply.text), "")
+    console.print(f"  {verdict(turn, good, where)}", soft_wrap=True)
     return good
 
 
-def verdict(turn: Turn, good: bool) -> str:
+def run(turn: Turn, reply: str) -> tuple[bool, str]:
+    """Whether a program passes its unit tests, and where it ran: in a sandbox, or, where this machine has none, in a
+    child process with limits."""
+    from agent.sandbox import SandboxError, backend
+    from world.check import check
+
+    try:
+        name = backend("auto").name
+    except SandboxError:
+        return check(turn, reply), "in a child process, this machine has no sandbox"
+    from evals.graders import grade
+    from evals.loaders import program_task
+
+    given = grade(program_task(turn), reply)
+    if given.score is None:
+        raise ValueError(f"the sandbox {name} failed: {given.evidence}; moonkit sandbox check says what works here")
+    return given.score == 1, f"in a sandbox ({name})"
+
+
+def verdict(turn: Turn, good: bool, where: str = "") -> str:
     """A tick or a cross, and what was right."""
     from rich.markup import escape
 
     mark = "[bold green]✓[/]" if good else "[bold red]✗[/]"
     if turn.check.kind == "program":
         tests = len(turn.check.data.get("tests", ()))
-        return f"{mark} {'all' if good else 'not all'} {tests} unit tests pass" + (
+        return f"{mark} {'all' if good else 'not all'} {tests} unit tests pass {where}" + (
             "" if good else f"; a right program: {escape(repr(turn.answer))}"
         )
     return f"{mark} truth: {escape(turn.answer)}"

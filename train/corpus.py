@@ -220,8 +220,8 @@ def _line_offsets(path: Path) -> NDArray[np.int64]:
 
 
 def _parquet(path: Path) -> Any:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(path)
@@ -277,7 +277,7 @@ class HubRows:
         return with_media(self.recent[index])
 
     def _stream(self, epoch: int) -> Iterator[dict[str, Any]]:
-        from datasets import load_dataset  # type: ignore[import-untyped]
+        from datasets import load_dataset
 
         rows = load_dataset(self.name, split=self.split, streaming=True)
         return iter(rows.shuffle(seed=self.seed + epoch, buffer_size=1000))

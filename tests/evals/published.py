@@ -431,7 +431,7 @@ def mmlu(root: Path) -> None:
     table(root / "all" / "test-00000-of-00001.parquet", [row, row | {"answer": 3}])
 
 
-def mmlu_pro_text(root: Path) -> None:
+def mmlu_pro(root: Path) -> None:
     row = {"question_id": 70, "question": "Typical?", "options": [f"o{n}" for n in range(10)], "answer": "I"}
     row |= {"answer_index": 8, "cot_content": "", "category": "business", "src": "x"}
     table(root / "data" / "test-00000-of-00001.parquet", [row])
@@ -478,7 +478,7 @@ MAKERS = [
     math500,
     ifeval,
     mmlu,
-    mmlu_pro_text,
+    mmlu_pro,
     gpqa,
 ]
 

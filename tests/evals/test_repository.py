@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.edit import replaced
-from agent.loop import Budget, Script
+from agent.loop import Budget, Script, solve
 from agent.sandbox import Limits, SandboxError, Spec, backend, sandbox
 from evals.canaries import Copy, Module, choices
 from evals.graders import Task, Verdict, grade
@@ -340,6 +340,24 @@ def test_the_cheats_fool_an_exit_code() -> None:
     assert len(won) >= 16, won
 
 
+class Gone:
+    """A backend whose machine went away."""
+
+    name = "gone"
+
+    async def open(self, spec: Any = None) -> Any:
+        raise SandboxError("no machine")
+
+
+def test_a_sandbox_that_fails_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.repository.backend", lambda name: Gone())
+    fresh = Task("repository", GOLD, {**TASK.data, "options": ["-x"]})
+    for verdict in (grade_edit(fresh, GOLD), grade(fresh, json.dumps(GOLD))):
+        assert verdict == Verdict(None, "infra_error", {"reason": "no machine"})
+    trace = solve(Script([]), "x", {}, chosen=Gone())  # type: ignore[arg-type]
+    assert (trace.ended, trace.why, trace.diff) == ("infra_error", "no machine", None)
+
+
 # ---- canaries
 
 
@@ -552,12 +570,19 @@ def test_aider_polyglot(tmp_path: Path) -> None:
 
 def test_whole_files() -> None:
     names = ("src/a.py", "b.py")
-    assert whole_files("**src/a.py**\n```python\nx\n```\n\n`./b.py`:\n```\ny\n\n```", names) == {
-        "src/a.py": "x\n",
-        "b.py": "y\n\n",
-    }
+    said = "**src/a.py**\n```python\nx\n```\n\n`./b.py`:\n\n````\n```\ny\n\n````"
+    assert whole_files(said, names) == {"src/a.py": "x\n", "b.py": "```\ny\n\n"}
     assert whole_files("```python\nx\n```", ("b.py",)) == {"b.py": "x\n"}
-    assert whole_files("no block", names) == whole_files("```\nx\n```", names) == {}
+    assert (
+        whole_files("no block", names) == whole_files("```\nx\n```", names) == whole_files("b.py\n```\nx", names) == {}
+    )
+
+
+def test_hostile_answers_are_read_at_once() -> None:
+    for piece in ("```\n{\n", "```diff\n", "{", "[", "`", "a\n```json\n{}\n"):
+        said = piece * (400_000 // len(piece))
+        edit_of(said)
+        whole_files(said, ("a",))
 
 
 @sandboxed
