@@ -7,12 +7,12 @@
     moonkit pretrain recipes/nano.py --part run --out runs/nano-run
     moonkit pretrain recipes/nano.py --part letters --model runs/nano-run/model --out runs/nano-letters
                                                                     and so anneal, spelling, moments, sharpen, finish,
-                                                                    names
-    moonkit sft recipes/nano.py --model runs/nano-names/model --out runs/nano-sft
+                                                                    names, settle
+    moonkit sft recipes/nano.py --model runs/nano-settle/model --out runs/nano-sft
 
-Measured on two cores of an Intel Xeon with AVX-512 (float32 at 211 to 340 GFLOP/s): 3 h 42 min, without the part
-"names", which is newer. Held-out programs 100 %, sums 95 %, clips 87.5 % (one frame: 29 %), reading 77.5 %, pictures
-80 %. All scores: docs/nano.md.
+Measured on two cores of an Intel Xeon with AVX-512 (float32 at 204 to 340 GFLOP/s): 5 h 2 min, the last 80 minutes of
+them beside other work. Held-out programs 100 %, sums 94 %, clips 87.5 % (one frame: 27 %), reading 87.5 %, pictures
+88 %. All scores: docs/nano.md.
 
 Pictures, clips, programs and sums are learned together from the first step; each part adds what the one before was too
 young for. The shape is `fusion.config.nano`: MoonViT-3D of 5 layers and 128 dimensions, MLA, one dense layer and four
@@ -20,7 +20,7 @@ of 48 experts, top 4, with one shared. Data is made as it is read (world/), noth
 world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,names,sft} --out FOLDER
+    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,names,settle,sft} --out FOLDER
                                                                   the last model, experts in 4 bits, and all logs
 """
 
@@ -274,7 +274,7 @@ def sharpen() -> Run:
 
 
 def finish() -> Run:
-    """The last part, in which it decays to its end: `--model` names the sixth part's model."""
+    """The seventh part, in which it decays: `--model` names the sixth part's model."""
     schedule = wsd(FINISH, 7.5e6, warmup=60e3, decay=7.4e6, end=1e-4, sequence=SEQUENCE)
     return replace(run(), mixture=ALL, schedule=schedule, seed=19)
 
