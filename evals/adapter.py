@@ -48,7 +48,8 @@ from evals.requests import (
     questions,
 )
 from evals.store import Store, files_digest, key_of
-from fusion.checkpoint import locate
+from fusion.checkpoint import locate, read_config
+from fusion.config import KimiConfig
 from fusion.generate import ReplyReader, Sampling, generate, stop_ids
 from fusion.model import Kimi
 from fusion.prompt import Prompt, assemble, pieces_of
@@ -78,6 +79,11 @@ class Pair:
     media: PackedPatches | None = None
 
 
+def is_small(config: KimiConfig) -> bool:
+    """A model for one or two cores, like the one in the box."""
+    return config.text.hidden_size < 1024
+
+
 @register_model("moonkit")
 class Moonkit(TemplateLM):
     """A Kimi model that runs here. Arguments as in `--model_args`; see __init__."""
@@ -90,7 +96,7 @@ class Moonkit(TemplateLM):
         *,
         path: str | None = None,
         dtype: str | None = None,
-        experts: str = "packed",
+        experts: str = "auto",
         device: str | None = None,
         thinking: bool | str = "auto",
         temperature: float | None = None,
@@ -110,7 +116,8 @@ class Moonkit(TemplateLM):
     ) -> None:
         """Load the model.
 
-        pretrained (or path): folder, hub id, "nano", "untrained:tiny", or a Kimi. dtype: None for the checkpoint's.
+        pretrained (or path): folder, hub id, "nano", "untrained:tiny", or a Kimi. dtype: None for the checkpoint's, and
+        float32 for a small model on a CPU. experts: INT4 ones packed, or dense, faster where they are small (auto).
         thinking: auto (as the profile does), true, false, preserved (K2.6: earlier thoughts stay). temperature, top_p,
         top_k, max_gen_toks: win over what a task says. seed: of sampled replies, with their keys. max_batch_tokens:
         tokens side by side. frames: most frames of a clip. pixels: images and frames are cut down to about
@@ -141,10 +148,12 @@ class Moonkit(TemplateLM):
             self.name, self.kimi = "a Kimi", pretrained.eval()
         else:
             self.name = str(path or pretrained)
-            if experts not in ("packed", "dense"):
-                raise ValueError(f"experts must be packed or dense, got {experts!r}")
-            wanted = None if dtype in (None, "auto") else str(dtype)
-            self.kimi = Kimi.from_pretrained(self.name, wanted, where, experts).eval()  # type: ignore[arg-type]
+            if experts not in ("auto", "packed", "dense"):
+                raise ValueError(f"experts must be auto, packed or dense, got {experts!r}")
+            little = self.name.startswith("untrained:") or is_small(read_config(locate(self.name)))
+            wanted = ("float32" if little and where == "cpu" else None) if dtype in (None, "auto") else str(dtype)
+            held: Any = ("dense" if little else "packed") if experts == "auto" else experts
+            self.kimi = Kimi.from_pretrained(self.name, wanted, where, held).eval()  # type: ignore[arg-type]
         if self.kimi.tokenizer is None:
             raise ValueError(f"{self.name} has no tokenizer (no tiktoken.model in its folder), so it cannot be asked")
         self.tokens = self.kimi.tokenizer

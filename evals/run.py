@@ -107,14 +107,17 @@ def _profile_of(model: Any, arguments: Mapping[str, Any]) -> str:
         name = str(arguments.get("path") or arguments.get("pretrained") or "nano")
         if name == "nano" or name.startswith("untrained:"):
             return "nano"
+        from evals.adapter import is_small
         from fusion.checkpoint import locate, read_config
 
         config = read_config(locate(name))
     elif hasattr(model, "kimi"):
+        from evals.adapter import is_small
+
         config = model.kimi.config
     else:
         return "k2_7"
-    if config.text.hidden_size < 1024:
+    if is_small(config):
         return "nano"
     return "k2_5" if config.profile == "k2_5" else "k2_7"
 

@@ -277,7 +277,7 @@ def test_prompts_that_do_not_fit(tiny: Moonkit) -> None:
         ({"thinking": "maybe"}, "thinking must be auto"),
         ({"max_batch_tokens": 0}, "max_batch_tokens must be a whole number"),
         ({"pixels": 5}, "pixels must be at least 28"),
-        ({"experts": "loose"}, "experts must be packed or dense"),
+        ({"experts": "loose"}, "experts must be auto, packed or dense"),
         ({"pretrained": "/no/such/folder"}, "no/such/folder"),
     ],
 )
