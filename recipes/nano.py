@@ -20,7 +20,7 @@ of 48 experts, top 4, with one shared. Data is made as it is read (world/), noth
 world holds out by composition is never trained on.
 
     python -m recipes.nano tokenizer --out fusion/assets/nano     the tokenizer: 2,048 ids, every digit its own
-    python -m recipes.nano ship runs/nano-{run,letters,anneal,spelling,moments,sharpen,finish,names,settle,sft} --out BOX
+    python -m recipes.nano ship runs/nano-run ... runs/nano-sft --out FOLDER     (all runs, in order of training)
                                                                   the last model, experts in 4 bits, and all logs
 """
 
