@@ -153,7 +153,7 @@ class Moonkit(TemplateLM):
             little = self.name.startswith("untrained:") or is_small(read_config(locate(self.name)))
             wanted = ("float32" if little and where == "cpu" else None) if dtype in (None, "auto") else str(dtype)
             held: Any = ("dense" if little else "packed") if experts == "auto" else experts
-            self.kimi = Kimi.from_pretrained(self.name, wanted, where, held).eval()  # type: ignore[arg-type]
+            self.kimi = Kimi.from_pretrained(self.name, wanted, where, held).eval()
         if self.kimi.tokenizer is None:
             raise ValueError(f"{self.name} has no tokenizer (no tiktoken.model in its folder), so it cannot be asked")
         self.tokens = self.kimi.tokenizer
