@@ -510,7 +510,7 @@ class Kubernetes:
         self.runtime_class = runtime_class or os.environ.get(RUNTIME) or None
         self.context, self.cpu, self.lifetime_s = context, cpu, lifetime_s
         self.start_s, self.patience_s, self.host_users = start_s, patience_s, host_users
-        self._pool = Pool(pool, lambda: self._start(self.spec))
+        self._pool = Pool(pool, self.spec, self._start)
         self._prepared = False
 
     def missing(self) -> str | None:
@@ -521,9 +521,7 @@ class Kubernetes:
         return None
 
     async def open(self, spec: Spec | None = None) -> Sandbox:
-        if spec is None or spec == self.spec:
-            return await self._pool.take()
-        return await self._start(spec)
+        return await self._pool.take(spec)
 
     async def close(self) -> None:
         await self._pool.close()

@@ -581,17 +581,18 @@ async def ready(box: S, timeout: float = 30.0) -> S:
 
 
 class Pool:
-    """Keeps sandboxes started, each for one use. size 0: each is started when it is asked for."""
+    """Keeps sandboxes of one kind started, each for one use. size 0: each is started when it is asked for."""
 
-    def __init__(self, size: int, start: Callable[[], Coroutine[Any, Any, Sandbox]]):
+    def __init__(self, size: int, spec: Spec, start: Callable[[Spec], Coroutine[Any, Any, Sandbox]]):
         if size < 0:
             raise ValueError(f"pool must not be negative, got {size}")
-        self.size, self._start = size, start
+        self.size, self.spec, self._start = size, spec, start
         self._waiting: list[asyncio.Task[Sandbox]] = []
 
-    async def take(self) -> Sandbox:
-        if not self.size:
-            return await self._start()
+    async def take(self, spec: Spec | None = None) -> Sandbox:
+        """One of the kind that is kept; another kind is started."""
+        if not self.size or spec not in (None, self.spec):
+            return await self._start(spec or self.spec)
         self._fill()
         task = self._waiting.pop(0)
         self._fill()
@@ -602,7 +603,7 @@ class Pool:
             raise
         if not box.alive:  # died while it waited
             await box.close()
-            return await self._start()
+            return await self._start(self.spec)
         return box
 
     async def close(self) -> None:
@@ -613,7 +614,7 @@ class Pool:
 
     def _fill(self) -> None:
         while len(self._waiting) < self.size:
-            self._waiting.append(asyncio.create_task(self._start()))
+            self._waiting.append(asyncio.create_task(self._start(self.spec)))
 
 
 # ---- bubblewrap
@@ -626,7 +627,7 @@ class Bwrap:
 
     def __init__(self, pool: int = 0, spec: Spec | None = None):
         self.spec = spec or Spec()
-        self._pool = Pool(pool, lambda: self._start(self.spec))
+        self._pool = Pool(pool, self.spec, self._start)
 
     def missing(self) -> str | None:
         if sys.platform != "linux":
@@ -636,9 +637,7 @@ class Bwrap:
         return _lacking()
 
     async def open(self, spec: Spec | None = None) -> Sandbox:
-        if spec is None or spec == self.spec:
-            return await self._pool.take()
-        return await self._start(spec)
+        return await self._pool.take(spec)
 
     async def close(self) -> None:
         await self._pool.close()

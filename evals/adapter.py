@@ -37,15 +37,13 @@ from evals.requests import (
     Options,
     Question,
     Rendered,
-    Said,
-    ask,
     check_names,
     conversation,
     cut,
     likelihoods,
     media_of,
     place_of,
-    questions,
+    replies,
 )
 from evals.store import Store, files_digest, key_of
 from fusion.checkpoint import locate, read_config
@@ -541,15 +539,9 @@ class Moonkit(TemplateLM):
 
     def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
         """The visible text of each reply, cut at the first `until`."""
-        asked = questions(requests, self.identity, self.given, self.max_gen_toks, self.seed)
-        answers = ask(requests, asked, self.store, self._produce, self._heard, disable_tqdm)
-        return [Said(answer.text, answer.finish_reason) for answer in answers]
+        return replies(self, requests, disable_tqdm)
 
-    def _heard(self, request: "Instance", repeat: int, question: Question, answer: Answer) -> str | None:
-        self.cache_hook.add_partial("generate_until", request.args, answer.text)
-        return self.heard(request, repeat, question, answer) if self.heard is not None else None
-
-    def _produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
+    def produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
         """Batches by tokens, of questions with the same options; the longest first."""
         groups: dict[Options, list[Question]] = defaultdict(list)
         for question in asked:

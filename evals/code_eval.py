@@ -14,7 +14,6 @@ A difference that remains: where lm-eval gives no prompt apart from the predicti
 prompt (three tasks of HumanEval: 32, 38 and 50) are the candidate's own copies.
 """
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from agent.sandbox import Limits, SandboxError
 from evals.code import MEMORY_MB, OUTPUT_KB, Outcome, run_tests
+from evals.statistics import pass_at
 
 CALLED = re.compile(r"\bcheck\(([A-Za-z_]\w*)\)\s*$")
 
@@ -72,11 +72,6 @@ class CodeEval:
             if totals and all(n >= each for n in totals)
         }
         return rates, results
-
-
-def pass_at(n: int, correct: int, k: int) -> float:
-    """The unbiased estimate of Chen et al. 2021: the share of k-subsets of n samples that hold a correct one."""
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def _entry(reference: str) -> str | None:

@@ -27,7 +27,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from evals.media import data_urls
-from evals.requests import Answer, Heard, Question, Rendered, Said, ask, check_names, conversation, cut, questions
+from evals.requests import Answer, Heard, Question, Rendered, check_names, conversation, cut, replies
 from evals.store import Store
 
 if TYPE_CHECKING:
@@ -162,15 +162,9 @@ class Endpoint(LM):
             log.warning(
                 "no chat template was asked for; a chat server gets each prompt as one user message all the same"
             )
-        asked = questions(requests, self.identity, self.given, self.max_gen_toks, self.seed)
-        answers = ask(requests, asked, self.store, self._produce, self._heard, disable_tqdm)
-        return [Said(answer.text, answer.finish_reason) for answer in answers]
+        return replies(self, requests, disable_tqdm)
 
-    def _heard(self, request: "Instance", repeat: int, question: Question, answer: Answer) -> str | None:
-        self.cache_hook.add_partial("generate_until", request.args, answer.text)
-        return self.heard(request, repeat, question, answer) if self.heard is not None else None
-
-    def _produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
+    def produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
         """Answers as they come. What fails for good is counted, and raised when the others are done."""
         import httpx
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evals.media import PLACE, Video, check, digest
 from evals.store import Store, key_of, seed_of
@@ -236,6 +236,33 @@ def questions(
             found[key] = Question(request, context, media, seen[id(request)], options, key, seed_of(key), repeat)
         found[key].places.append(place)
     return list(found.values())
+
+
+class Speaker(Protocol):
+    """What both of our models have."""
+
+    given: dict[str, Any]
+    max_gen_toks: int
+    seed: int
+    store: Store | None
+    heard: Heard | None
+    cache_hook: Any
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    def produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]: ...
+
+
+def replies(model: Speaker, requests: Sequence["Instance"], quiet: bool = False) -> list[str]:
+    """generate_until: the visible text of each reply, cut at the first `until`; lm-eval's own cache is told of each."""
+
+    def heard(request: "Instance", repeat: int, question: Question, answer: Answer) -> str | None:
+        model.cache_hook.add_partial("generate_until", request.args, answer.text)
+        return model.heard(request, repeat, question, answer) if model.heard is not None else None
+
+    asked = questions(requests, model.identity, model.given, model.max_gen_toks, model.seed)
+    answers = ask(requests, asked, model.store, model.produce, heard, quiet)
+    return [Said(answer.text, answer.finish_reason) for answer in answers]
 
 
 def ask(

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.world import wilson
+from evals.world import wilson, wilson_of
 
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -84,7 +84,7 @@ def estimate(scores: Sequence[float], clusters: Sequence[Hashable] | None = None
         return Estimate(mean, mean - t * error, mean + t * error, n, count, "t", level)
     # so many independent binary items would be as uncertain; where all clusters agree, as many as there are clusters
     alike = mean * (1 - mean) / error**2 if error > 1e-9 else float(count)
-    low, high = _wilson(mean, max(1.0, alike), t)
+    low, high = wilson_of(mean, max(1.0, alike), t)
     return Estimate(mean, low, high, n, count, "clustered wilson", level)
 
 
@@ -146,15 +146,6 @@ def _jackknife(sums: Floats, sizes: Floats) -> tuple[float, float]:
     if spread > 0:
         freedom = round(min(freedom, 2 * count * mean**2 / spread), 2)
     return math.sqrt((count - 1) * mean), freedom
-
-
-def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
-    """evals.world.wilson for a number of items that need not be whole."""
-    spread = z * z / n
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
-    # at the ends the formula gives p itself, up to rounding
-    return (0.0 if p == 0 else max(0.0, centre - half)), (1.0 if p == 1 else min(1.0, centre + half))
 
 
 @lru_cache(maxsize=1024)

@@ -73,10 +73,16 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share. Raises ValueError for n = 0."""
     if n < 1 or not 0 <= right <= n:
         raise ValueError(f"{right} right of {n} is not a share")
-    p, spread = right / n, z * z / n
+    return wilson_of(right / n, n, z)
+
+
+def wilson_of(p: float, n: float, z: float) -> tuple[float, float]:
+    """`wilson` of a share and a number of items that need not be whole."""
+    spread = z * z / n
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at the ends the formula gives p itself, up to rounding
+    return (0.0 if p == 0 else max(0.0, centre - half)), (1.0 if p == 1 else min(1.0, centre + half))
 
 
 def questions(family: str, n: int, split: Split, seed: int, level: int | None = None) -> list[tuple[Sample, int]]:
