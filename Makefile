@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: tour eval test test-slow bench lint clean nano
+.PHONY: tour demo eval test test-browser test-slow bench lint clean nano
 
 tour: $(VENV)/.installed
 	$(BIN)/moonkit tour
+
+# the page in the browser, with the model in the box: no network, no account
+demo: $(VENV)/.installed
+	$(BIN)/moonkit demo
 
 # the model in the box on questions that it has not met, and on two public sets where their data is; minutes
 EVAL = runs/eval/nano
@@ -16,7 +20,11 @@ eval: $(VENV)/.installed
 	$(BIN)/moonkit eval report $(EVAL)
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+# a real Chromium on the demo; also makes the pictures of docs/images
+test-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m browser tests/demo
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -11,8 +11,8 @@ lm/model.py, lm/attention.py, lm/moe.py, and back here.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -85,13 +85,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished answer. finish_reason: "stop", "length" (max_new_tokens or the context ran out) or "tool_calls"."""
+    """A finished answer.
+
+    finish_reason: "stop", "length" (max_new_tokens or the context ran out), "tool_calls", or "halted" by the caller.
+    """
 
     text: str
     thinking: str
     tool_calls: tuple[ToolCall, ...]
     usage: Usage
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "halted"]
     ids: tuple[int, ...] = field(default=(), repr=False)
 
 
@@ -122,7 +125,7 @@ def prefill(kimi: "Kimi", prompt: "Prompt", cache: LatentCache, chunk: int = 102
 def decode(kimi: "Kimi", last: Sequence[int], cache: LatentCache) -> Tensor:
     """One step for every sequence of the cache: logits (sequences, vocab) after its last token."""
     x = kimi.language_model.embed(torch.tensor(last, device=kimi.device))
-    return kimi.language_model.logits(kimi.language_model(x, [1] * len(last), cache))
+    return kimi.language_model.step(x, cache)
 
 
 def generate(
@@ -250,16 +253,16 @@ class ReplyReader:
         self.thinking_tokens += before and self.parser.in_thinking
         yield from self._pass_on(events)
 
-    def finish(self) -> Iterator[StreamEvent]:
+    def finish(self, halted: bool = False) -> Iterator[StreamEvent]:
         if not self.stopped:
             yield from self._pass_on(self.parser.finish())
             if self.held:
                 yield self._show(self.held)
         media = sum(item.tokens for item in self.prompt.items)
         usage = Usage(len(self.prompt), len(self.ids), media, self.thinking_tokens)
-        reason: Literal["stop", "length", "tool_calls"] = "stop" if self.ended or self.stopped else "length"
-        if self.calls and reason == "stop":
-            reason = "tool_calls"
+        reason: Literal["stop", "length", "tool_calls", "halted"] = "halted" if halted else "length"
+        if self.ended or self.stopped:
+            reason = "tool_calls" if self.calls else "stop"
         reply = Reply(self.text, self.thinking, tuple(self.calls), usage, reason, tuple(self.ids))
         yield StreamEvent("end", reply=reply)
 
@@ -294,16 +297,32 @@ class ReplyReader:
 
 
 def stream(
-    kimi: "Kimi", prompt: "Prompt", sampling: Sampling, first_call: int = 0, tools: Any = None
+    kimi: "Kimi",
+    prompt: "Prompt",
+    sampling: Sampling,
+    first_call: int = 0,
+    tools: Any = None,
+    turn: AbstractContextManager[Any] | None = None,
+    halt: Callable[[], bool] | None = None,
 ) -> Iterator[StreamEvent]:
-    """Events of one reply as they come; the last one has kind "end" and carries the Reply."""
+    """Events of one reply as they come; the last one has kind "end" and carries the Reply.
+
+    turn: entered for each step (the prompt, then token by token), so that replies that share a machine can alternate.
+    halt: asked before each step; when true, the reply ends with what it has.
+    """
     assert kimi.tokenizer is not None, "prepare() refuses a model without a tokenizer"
     reader = ReplyReader(kimi.tokenizer, prompt, sampling, stop_ids(kimi), first_call, tools)
-    for tokens in generate(kimi, [prompt], sampling):
-        yield from reader.feed(tokens[0])
-        if reader.stopped:
+    steps = generate(kimi, [prompt], sampling)
+    halted = False
+    while not reader.stopped:
+        with turn or nullcontext():
+            # asked inside: whoever waited long for the turn may have been told to halt meanwhile
+            halted = halt is not None and halt()
+            tokens = None if halted else next(steps, None)
+        if tokens is None:
             break
-    yield from reader.finish()
+        yield from reader.feed(tokens[0])
+    yield from reader.finish(halted)
 
 
 def complete(kimi: "Kimi", prompts: Sequence["Prompt"], sampling: Sampling, tools: Any = None) -> list[Reply]:

@@ -8,14 +8,15 @@
 save_pretrained. Their work is done in checkpoint.py, prompt.py and generate.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fusion.config import PRESETS, KimiConfig
+from fusion.config import PRESETS, KimiConfig, Profile
 from fusion.projector import Projector
 from lm.cache import LatentCache
 from lm.model import LanguageModel
@@ -138,11 +139,12 @@ class Kimi(nn.Module):
         thinking: bool = True,
         preserve_thinking: bool | None = None,
         max_frames: int = 480,
+        profile: Profile | None = None,
     ) -> "Prompt":
         """OpenAI-style messages to token ids and patches; see fusion.prompt.prepare."""
         from fusion.prompt import prepare
 
-        return prepare(self, messages, tools, thinking, preserve_thinking, max_frames)
+        return prepare(self, messages, tools, thinking, preserve_thinking, max_frames, profile)
 
     @torch.inference_mode()
     def logits(self, prompt: "Prompt", taps: Taps | None = None) -> Tensor:
@@ -210,23 +212,32 @@ class Kimi(nn.Module):
         stop: Sequence[str] = (),
         thinking_budget: int | None = None,
         max_frames: int = 480,
+        profile: Profile | None = None,
+        turn: AbstractContextManager[Any] | None = None,
+        halt: Callable[[], bool] | None = None,
     ) -> "Iterator[StreamEvent]":
         """Answer an OpenAI-style conversation piece by piece; the last event carries the whole Reply.
 
         temperature 0 is greedy. thinking_budget: thinking tokens after which </think> is forced. stop: strings that
-        end the visible text. max_frames: a clip that samples to more frames is refused. Errors in the arguments are
-        raised here, not at the first event.
+        end the visible text. max_frames: a clip that samples to more frames is refused. profile: the chat format of
+        another model of the family than the checkpoint's own. turn, halt: to share a machine, and to stop; see
+        fusion.generate.stream. Errors in the arguments are raised here, not at the first event.
         """
         from fusion.generate import Sampling, stream
 
         strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed, strings, thinking_budget)
         prompt = self.prepare(
-            messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking, max_frames=max_frames
+            messages,
+            tools=tools,
+            thinking=thinking,
+            preserve_thinking=preserve_thinking,
+            max_frames=max_frames,
+            profile=profile,
         )
         # tool-call ids count over the whole conversation
         calls = sum(len(message.get("tool_calls") or ()) for message in messages)
-        return stream(self, prompt, sampling, calls, tools)
+        return stream(self, prompt, sampling, calls, tools, turn, halt)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write a checkpoint in the released layout; reading it back gives the same bytes."""

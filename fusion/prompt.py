@@ -11,14 +11,15 @@ Source: released processor and chat template of Kimi-K2.5 (pads expanded here, n
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
+from fusion.config import Profile
 from fusion.template import Control, Media, Piece, encode_pieces, render, render_with_jinja
 from moonvit.config import MediaConfig
-from moonvit.image import image_patches, load_image
+from moonvit.image import Resize, image_patches, load_image, plan_resize
 from moonvit.packing import PackedPatches, pack
 from moonvit.video import read_video, timestamp_text
 
@@ -32,6 +33,8 @@ class Item:
 
     kind: str  # "image" or "video"
     tokens: int
+    size: tuple[int, int]  # width and height of the file
+    plan: Resize  # how it was resized and padded
     timestamp: float | None = None  # seconds; of the chunk's first frame
 
 
@@ -68,12 +71,14 @@ def prepare(
     thinking: bool = True,
     preserve_thinking: bool | None = None,
     max_frames: int = 480,
+    profile: Profile | None = None,
 ) -> Prompt:
     """Render, load the media, cut them into patches and tokenise. Media of every message count, also of tool results.
 
+    profile: another chat format of the family than the checkpoint's own, by the built-in rules.
     Raises ValueError for malformed messages, unreadable media, and media for a text-only model.
     """
-    pieces = pieces_of(kimi, messages, tools, thinking, preserve_thinking)
+    pieces = pieces_of(kimi, messages, tools, thinking, preserve_thinking, profile=profile)
     return assemble(kimi, pieces, max_frames)
 
 
@@ -84,12 +89,16 @@ def pieces_of(
     thinking: bool = True,
     preserve_thinking: bool | None = None,
     add_generation_prompt: bool = True,
+    profile: Profile | None = None,
 ) -> list[Piece]:
-    """A conversation in the model's own format: by the checkpoint's template when it has one."""
+    """A conversation in the model's own format (or in `profile`'s): by the checkpoint's template when it has one."""
     if kimi.tokenizer is None:
         raise ValueError("this model was loaded without a tokenizer (no tiktoken.model in its folder)")
-    profile = kimi.config.profile
-    if kimi.chat_template is None:
+    if profile is not None and profile not in get_args(Profile):
+        raise ValueError(f"no chat format {profile!r}; known: {', '.join(get_args(Profile))}")
+    own = profile is None or profile == kimi.config.profile
+    profile = profile or kimi.config.profile
+    if kimi.chat_template is None or not own:
         return render(
             messages,
             profile=profile,
@@ -128,8 +137,10 @@ def assemble(kimi: "Kimi", pieces: Sequence[Piece], max_frames: int = 480, rules
         if not isinstance(piece, Media):
             expanded.append(piece)
         elif piece.kind == "image":
-            patches.append(image_patches(load_image(piece.source), rules))
-            items.append(Item("image", patches[-1].tokens[0]))
+            image = load_image(piece.source)
+            plan = plan_resize(*image.size, rules, rules.in_patch_limit)
+            patches.append(image_patches(image, rules))
+            items.append(Item("image", patches[-1].tokens[0], image.size, plan))
             expanded.append(piece)
         elif rules.rule == "kimi_vl":
             raise ValueError("Kimi-VL takes no video: send the frames as images")
@@ -145,7 +156,7 @@ def assemble(kimi: "Kimi", pieces: Sequence[Piece], max_frames: int = 480, rules
             video = read_video(frames, own, fps=rate, max_frames=max_frames)
             for chunk in video.chunks:
                 patches.append(chunk.patches(own))
-                items.append(Item("video", patches[-1].tokens[0], chunk.timestamp))
+                items.append(Item("video", patches[-1].tokens[0], video.size, chunk.plan, chunk.timestamp))
                 stamp = timestamp_text(chunk.timestamp, rules.timestamp_mode)
                 expanded += [
                     stamp,

@@ -6,17 +6,18 @@ Several sequences lie end to end in one flat array; `lengths` says where each en
 cache, `lengths` counts only the new tokens. Modules keep the released checkpoint's names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lm.attention import Attention, Layout, RMSNorm, make_layout
 from lm.cache import LatentCache
 from lm.config import TextConfig
 from lm.linear import Embedding, Linear
 from lm.moe import MLP, MoE
+from lm.step import MOST, Stepper, Unfit
 from lm.taps import Taps
 
 
@@ -30,7 +31,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, cache: LatentCache | None, taps: Taps | None) -> Tensor:
         max_logits = taps.max_logits if taps and taps.want_max_logits else None
-        x = x + self.self_attn(self.input_layernorm(x), layout, cache, max_logits)
+        shares = taps.shares if taps and taps.want_shares else None
+        x = x + self.self_attn(self.input_layernorm(x), layout, cache, max_logits, shares)
         h = self.post_attention_layernorm(x)
         return x + (self.mlp(h, taps) if isinstance(self.mlp, MoE) else self.mlp(h))
 
@@ -55,6 +57,7 @@ class LanguageModel(nn.Module):
         """layers: how many of them to make; None means all."""
         super().__init__()
         self.config = config
+        self._stepper: Stepper | Unfit | None = None
         self.model = Decoder(config, config.num_hidden_layers if layers is None else layers)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -102,13 +105,36 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 (tokens, vocab)."""
-        return F.linear(hidden, self.lm_head.weight).float()
+        return self.lm_head(hidden).float()
+
+    def step(self, x: Tensor, cache: LatentCache) -> Tensor:
+        """One more token of every sequence of the cache, x (sequences, dim): float32 logits (sequences, vocab).
+
+        In one call of a kernel where there is one for this model and machine (lm/step.py), layer by layer elsewhere.
+        """
+        stepper = self._current_stepper() if len(x) <= MOST and not torch.is_grad_enabled() else None
+        return stepper(x, cache) if stepper else self.logits(self(x, [1] * len(x), cache))
+
+    def _current_stepper(self) -> Stepper | None:
+        if self._stepper is None or (isinstance(self._stepper, Stepper) and not self._stepper.current()):
+            try:
+                self._stepper = Stepper(self)
+            except Unfit as why:
+                self._stepper = why
+        return self._stepper if isinstance(self._stepper, Stepper) else None
 
     def stack_experts(self) -> None:
         """Prepare for inference; see MoE.stack_experts."""
         for layer in self.model.layers:
             if isinstance(layer.mlp, MoE):
                 layer.mlp.stack_experts()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LanguageModel":
+        self._stepper = None  # weights move, or change their dtype
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_stepper": None}  # addresses mean nothing in a copy
 
     def new_cache(self, sequences: int, capacity: int = 256) -> LatentCache:
         weight = self.model.embed_tokens.weight
