@@ -1,6 +1,6 @@
-// One new token of every sequence through the whole language model, in one call: what decoding on a CPU runs.
+// A few new tokens through the whole language model, in one call: what decoding on a CPU runs.
 //
-//   x (sequences, dim) -> layer 0 .. n -> norm -> lm_head -> logits (sequences, vocab)
+//   x (rows, dim) -> layer 0 .. n -> norm -> lm_head -> logits (rows, vocab)
 //
 // The same numbers as lm/model.py in its absorbed form, with the weights where torch holds them: nothing is copied or
 // laid out anew. One team of threads walks all layers together; between two products it meets at a barrier of a
@@ -63,14 +63,17 @@ struct Model {
   Matrix head;
 };
 
+// A row is one new token. Rows may belong to one sequence: all latents of a layer are in the cache before any row
+// attends, and a row sees what stands at or before its own place.
 struct Step {
-  int64_t sequences, capacity, threads, cache_kind;
-  const float *x;        // (sequences, dim)
-  const float *cos, *sin;  // (sequences, rope / 2)
-  const int64_t *past;   // tokens of each sequence that the cache holds
-  void *const *caches;   // of each layer: (sequences, capacity, latent + rope), written at `past`
-  float *hidden;         // (sequences, dim), normalised; may be null
-  float *logits;         // (sequences, vocab); may be null: then the head is not run
+  int64_t rows, answered, capacity, threads, cache_kind;
+  const float *x;          // (rows, dim)
+  const float *cos, *sin;  // (rows, rope / 2)
+  const int64_t *slots;    // (rows): which sequence of the caches
+  const int64_t *places;   // (rows): its place in that sequence
+  void *const *caches;     // of each layer: (sequences, capacity, latent + rope), written at `places`
+  float *hidden;           // (rows, dim), normalised; may be null
+  float *logits;           // of the first `answered` rows: (answered, vocab)
 };
 
 namespace {
@@ -692,7 +695,7 @@ struct Buffers {
   std::vector<float *> to;
 
   Buffers(const Model &m, const Step &step, int64_t widest, int64_t shared_width) {
-    n = step.sequences;
+    n = step.rows;
     auto room = [&](std::vector<float> &v, int64_t each) { v.assign(size_t(n * each), 0.0f); };
     room(x, m.dim), room(h, m.dim), room(kv, m.latent + m.rope), room(q, m.heads * (m.nope + m.rope));
     room(query, m.heads * (m.latent + m.rope)), room(mixed, m.heads * m.latent), room(out, m.heads * m.value);
@@ -757,9 +760,9 @@ struct Walk {
       : m(model), step(s), b(model, s, widest, shared), team(size_t(model.layers * 24 + 16)) {
     width = m.latent + m.rope;
     int64_t longest = 0;
-    for (int64_t i = 0; i < s.sequences; i++) longest = std::max(longest, s.past[i] + 1);
+    for (int64_t i = 0; i < s.rows; i++) longest = std::max(longest, s.places[i] + 1);
     splits = (longest + SPAN - 1) / SPAN;
-    b.parts.resize(size_t(s.sequences * splits));
+    b.parts.resize(size_t(s.rows * splits));
   }
 
   const float *const *from(const float *base, int64_t stride, int64_t n) {
@@ -854,7 +857,7 @@ struct Walk {
         float *kv = &b.kv[i * width];
         rms_norm(kv, layer.kv_norm, m.norm_kind, entry.data(), m.latent, m.latent_eps);
         rotate(kv + m.latent, step.cos + i * m.rope / 2, step.sin + i * m.rope / 2, &entry[m.latent], m.rope);
-        put(cache, step.cache_kind, (i * step.capacity + step.past[i]) * width, entry.data(), width);
+        put(cache, step.cache_kind, (step.slots[i] * step.capacity + step.places[i]) * width, entry.data(), width);
       });
       if (low) together(me, scratch, [&] { add(layer.q_b, nullptr, b.q_low.data(), layer.q_a.out, b.q.data(), layer.q_b.out, b.n); });
       mine(me, m.heads, [&](int64_t h) {
@@ -868,9 +871,9 @@ struct Walk {
         }
       });
       mine(me, b.n * splits, [&](int64_t task) {
-        int64_t i = task / splits, first = task % splits * SPAN, last = std::min(first + SPAN, step.past[i] + 1);
+        int64_t i = task / splits, first = task % splits * SPAN, last = std::min(first + SPAN, step.places[i] + 1);
         int64_t bytes = step.cache_kind == F32 ? 4 : 2;
-        const char *rows = (const char *)cache + i * step.capacity * width * bytes;
+        const char *rows = (const char *)cache + step.slots[i] * step.capacity * width * bytes;
         attend(m, step, &b.query[i * m.heads * width], rows, first, std::max(first, last), b.parts[task]);
       });
       mine(me, b.n * m.heads, [&](int64_t task) {  // the pieces become one, and go through the value half of kv_b
@@ -920,7 +923,7 @@ struct Walk {
       rms_norm(&b.x[i * m.dim], m.norm, m.norm_kind, &b.h[i * m.dim], m.dim, m.eps);
       if (step.hidden) std::memcpy(step.hidden + i * m.dim, &b.h[i * m.dim], size_t(m.dim) * 4);
     });
-    if (step.logits) together(me, scratch, [&] { add(m.head, nullptr, b.h.data(), m.dim, step.logits, m.vocab, b.n); });
+    if (step.answered) together(me, scratch, [&] { add(m.head, nullptr, b.h.data(), m.dim, step.logits, m.vocab, step.answered); });
   }
 };
 
@@ -939,9 +942,9 @@ int moonkit_level(int allow_amx) {
 #endif
 }
 
-// One step; returns 0, or 1 when there are more sequences than it takes
+// One step; returns 0, or 1 when there are more rows than it takes
 int moonkit_decode(const Model *model, const Step *step) {
-  if (step->sequences < 1 || step->sequences > 64) return 1;
+  if (step->rows < 1 || step->rows > 64) return 1;
   int64_t widest = 1, shared = 1;
   for (int64_t i = 0; i < model->layers; i++) {
     const Layer &layer = model->layer[i];

@@ -1,13 +1,14 @@
-"""One token of every sequence through all layers in one call of kernels/decode.cpp.
+"""A few tokens through all layers in one call of kernels/decode.cpp.
 
     stepper = Stepper(language_model)        describes where every weight lies; copies none
     logits = stepper(x, cache)               x (sequences, dim) -> float32 (sequences, vocab); the cache grows by one
+    logits = stepper.rows(x, cache, slots, places)      any rows: of several sequences, or several of one
 
 The plain form is `LanguageModel.forward` with a cache; both are tested equal. What the kernel does not know (another
 device or dtype, expert groups, sharded weights, no compiler) is a `Unfit` with the reason, and the plain form runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p, cast, pointer
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from lm.rope import rotation
 if TYPE_CHECKING:
     from lm.model import LanguageModel
 
-MOST = 64  # sequences of one step
+MOST = 64  # rows of one call
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _INT4 = 2
 
@@ -71,8 +72,8 @@ class _Model(Structure):
 
 class _Step(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("sequences", "capacity", "threads", "cache_kind")),
-        *((name, c_void_p) for name in ("x", "cos", "sin", "past", "caches", "hidden", "logits")),
+        *((name, c_int64) for name in ("rows", "answered", "capacity", "threads", "cache_kind")),
+        *((name, c_void_p) for name in ("x", "cos", "sin", "slots", "places", "caches", "hidden", "logits")),
     ]
 
 
@@ -136,31 +137,51 @@ class Stepper:
         """Whether the weights still lie where they lay. New values in the same place are read as they are."""
         return all(tensor.data_ptr() == place for tensor, place in self._watched)
 
-    def __call__(self, x: Tensor, cache: LatentCache, want_logits: bool = True) -> Tensor:
-        """float32 logits (sequences, vocab), or hidden states in x's dtype, (sequences, dim)."""
-        count = len(x)
+    def __call__(self, x: Tensor, cache: LatentCache) -> Tensor:
+        """One more token of every sequence: float32 logits (sequences, vocab)."""
         cache.reserve(max(cache.lengths) + 1)
-        past = torch.tensor(cache.lengths)
-        cos, sin = rotation(self._config, past, torch.float32)
+        logits = self.rows(x, cache, range(len(x)), cache.lengths)
+        cache.advance([1] * len(x))
+        return logits
+
+    def rows(
+        self, x: Tensor, cache: LatentCache, slots: Sequence[int], places: Sequence[int], answered: int | None = None
+    ) -> Tensor:
+        """Row r is the token at `places[r]` of sequence `slots[r]`: x (rows, dim), at most `MOST` of them.
+
+        Float32 logits of the first `answered` rows (None: of all), (answered, vocab). A row's logits do not depend, to
+        the last bit, on which other rows are in the call, as long as the places before it are filled by this call or
+        earlier ones. The cache must have the room; its `lengths` are the caller's to advance.
+        """
+        count = len(x)
+        answered = count if answered is None else answered
+        if not 1 <= count <= MOST or max(places) >= cache.capacity or max(slots) >= len(cache.lengths):
+            raise ValueError(
+                f"{count} rows at places up to {max(places)} of sequences up to {max(slots)}; one call takes {MOST} "
+                f"rows, and the cache has {len(cache.lengths)} sequences of {cache.capacity}"
+            )
+        where = torch.tensor([list(slots), list(places)])
+        cos, sin = (part.contiguous() for part in rotation(self._config, where[1], torch.float32))
         start = x.to(torch.float32).contiguous()
-        out = torch.empty(count, self._config.vocab_size if want_logits else self._config.hidden_size)
-        places = (c_void_p * len(cache.layers))(*(layer.data_ptr() for layer in cache.layers))
+        logits = torch.empty(answered, self._config.vocab_size)
+        layers = (c_void_p * len(cache.layers))(*(layer.data_ptr() for layer in cache.layers))
         step = _Step(
-            sequences=count,
+            rows=count,
+            answered=answered,
             capacity=cache.layers[0].stride(0) // cache.cache_dim,
             threads=torch.get_num_threads(),
             cache_kind=_KINDS[cache.layers[0].dtype],
             x=start.data_ptr(),
-            cos=cos.contiguous().data_ptr(),
-            sin=sin.contiguous().data_ptr(),
-            past=past.data_ptr(),
-            caches=cast(places, c_void_p),
-            **{"logits" if want_logits else "hidden": out.data_ptr()},
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            slots=where[0].data_ptr(),
+            places=where[1].data_ptr(),
+            caches=cast(layers, c_void_p),
+            logits=logits.data_ptr(),
         )
-        if self.code.moonkit_decode(pointer(self._model), pointer(step)):
-            raise AssertionError(f"the kernel takes up to {MOST} sequences, got {count}")
-        cache.advance([1] * count)
-        return out if want_logits else out.to(x.dtype)
+        done = self.code.moonkit_decode(pointer(self._model), pointer(step))
+        assert done == 0, f"the kernel refused {count} rows"
+        return logits
 
     # ---- where everything lies
 

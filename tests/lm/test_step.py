@@ -143,6 +143,31 @@ def test_a_sequence_gives_in_a_batch_what_it_gives_alone_to_the_last_bit(dtype: 
 
 
 @needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_several_tokens_of_one_sequence_in_a_call_give_what_one_after_the_other_gives(dtype: torch.dtype) -> None:
+    model = make(CONFIGS["wide"], dtype)
+    step = Stepper(model)
+    x = torch.randn(90, model.config.hidden_size).to(dtype)
+    one = model.new_cache(1, 100)
+    single = torch.cat([step(row[None], one) for row in x])
+    many = model.new_cache(3, 100)
+    # two sequences in the same calls, one of them answered
+    first = step.rows(torch.cat([x[:40], x[:20]]), many, [2] * 40 + [0] * 20, [*range(40), *range(20)], answered=40)
+    second = step.rows(x[40:], many, [2] * 50, range(40, 90))
+    assert torch.equal(torch.cat([first, second]), single)
+    assert torch.equal(many.layers[1][2], one.layers[1][0]) and torch.equal(
+        many.layers[1][0, :20], one.layers[1][0, :20]
+    )
+    if dtype == torch.float32:
+        cache = model.new_cache(1, 100)
+        assert far(single, model.logits(model(x, None, cache))) < 5e-6
+    for wrong in ({"slots": [3]}, {"places": [100]}):
+        with pytest.raises(ValueError, match="sequences of 100"):
+            step.rows(x[:1], many, **{"slots": [0], "places": [0]} | wrong)
+
+
+@needs_kernel
 @torch.inference_mode()
 def test_without_amx_the_same() -> None:
     model = make(CONFIGS["wide"], torch.bfloat16, int4=True)
