@@ -124,17 +124,28 @@ class Attention(nn.Module):
         self.o_proj = Linear(heads * config.v_head_dim, dim)
 
     def forward(
-        self, x: Tensor, layout: Layout, cache: LatentCache | None = None, max_logits: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: LatentCache | None = None,
+        max_logits: list[Tensor] | None = None,
+        shares: list[list[Tensor]] | None = None,
     ) -> Tensor:
-        """(tokens, dim) to (tokens, dim). Appends each head's largest scaled logit to `max_logits` when given."""
+        """(tokens, dim) to (tokens, dim).
+
+        Appends each head's largest scaled logit to `max_logits` when given, and to `shares` one (heads, keys) per
+        sequence: how its last token divides its attention.
+        """
         q_nope, q_rope = self.queries(x, layout)
         latents = self.latents(x, layout)
         if cache is not None:
             cache.write(self.layer, latents, layout.new)
         if cache is not None and layout.decoding and max_logits is None:
-            out = self.absorbed(q_nope, q_rope, cache.layers[self.layer], layout)
+            out = self.absorbed(q_nope, q_rope, cache.layers[self.layer], layout, shares)
         else:
             out = self.expanded(q_nope, q_rope, latents, cache, layout, max_logits)
+            if shares is not None:
+                shares.append(self._last_shares(q_nope, q_rope, latents, cache, layout))
         return self.o_proj(out.flatten(1))
 
     def queries(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -205,7 +216,29 @@ class Attention(nn.Module):
         rope = rope[:, None].expand(-1, config.num_attention_heads, -1, -1)
         return torch.cat([nope, rope], dim=-1), values
 
-    def absorbed(self, q_nope: Tensor, q_rope: Tensor, cached: Tensor, layout: Layout) -> Tensor:
+    @torch.no_grad()
+    def _last_shares(
+        self, q_nope: Tensor, q_rope: Tensor, latents: Tensor, cache: LatentCache | None, layout: Layout
+    ) -> list[Tensor]:
+        """Attention of each sequence's last token, which sees all of its keys: float32 (heads, keys)."""
+        shares, end = [], 0
+        for sequence, (new, past) in enumerate(zip(layout.new, layout.past, strict=True)):
+            end += new
+            known = latents[end - new : end] if cache is None else cache.layers[self.layer][sequence, : past + new]
+            keys, _ = self._expand(known[None])
+            query = torch.cat([q_nope[end - 1], q_rope[end - 1]], dim=-1)  # (heads, nope + rope)
+            scores = torch.einsum("hd,hkd->hk", query.float(), keys[0].float()) * self.config.softmax_scale
+            shares.append(scores.softmax(-1))
+        return shares
+
+    def absorbed(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        cached: Tensor,
+        layout: Layout,
+        kept: list[list[Tensor]] | None = None,
+    ) -> Tensor:
         """One new token per sequence against its cached latents; (sequences, heads, v)."""
         config = self.config
         weight = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
@@ -217,8 +250,10 @@ class Attention(nn.Module):
         scores = torch.bmm(torch.cat([q_latent, q_rope], dim=-1), known.transpose(1, 2)) * config.softmax_scale
         if layout.key_mask is not None:
             scores = scores.masked_fill(~layout.key_mask, float("-inf"))
-        shares = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)  # (sequences, heads, keys)
-        mixed = torch.bmm(shares, known[..., : config.kv_lora_rank])  # (sequences, heads, latent)
+        shares = scores.softmax(-1, dtype=torch.float32)  # (sequences, heads, keys)
+        if kept is not None:
+            kept.append([row[:, : past + 1] for row, past in zip(shares, layout.past, strict=True)])
+        mixed = torch.bmm(shares.to(scores.dtype), known[..., : config.kv_lora_rank])  # (sequences, heads, latent)
         return torch.bmm(mixed.transpose(0, 1), to_value.transpose(1, 2)).transpose(0, 1)
 
 

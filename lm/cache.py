@@ -85,6 +85,34 @@ class LatentCache:
         chosen.layers = [layer[list(keep), :end].contiguous() for layer in self.layers]
         return chosen
 
+    def widen(self, sequences: int) -> None:
+        """Make room for `sequences` sequences; the new ones are empty."""
+        for index, layer in enumerate(self.layers):
+            grown = layer.new_zeros(sequences, *layer.shape[1:])
+            grown[: len(layer)] = layer
+            self.layers[index] = grown
+        self.lengths += [0] * (sequences - len(self.lengths))
+
+    def move(self, source: int, target: int) -> None:
+        """Put sequence `source` in the place of `target`; `source` is empty afterwards."""
+        length = self.lengths[source]
+        for layer in self.layers:
+            layer[target, :length] = layer[source, :length]
+        self.lengths[target], self.lengths[source] = length, 0
+
+    def first(self, sequences: int) -> "LatentCache":
+        """The first sequences alone, in this cache's memory; give it to `take` when it has grown."""
+        view = object.__new__(LatentCache)
+        view.cache_dim = self.cache_dim
+        self.reserve(max(self.lengths[:sequences]) + 1)
+        view.lengths = self.lengths[:sequences]
+        view.layers = [layer[:sequences] for layer in self.layers]
+        return view
+
+    def take(self, view: "LatentCache") -> None:
+        """The lengths that a view of the first sequences has now."""
+        self.lengths[: len(view.lengths)] = view.lengths
+
     def row(self, sequence: int) -> "LatentCache":
         """Sequence `sequence` alone, writing into this cache's memory; set `lengths` here when it is filled."""
         view = object.__new__(LatentCache)

@@ -112,10 +112,11 @@ class LanguageModel(nn.Module):
 
         In one call of a kernel where there is one for this model and machine (lm/step.py), layer by layer elsewhere.
         """
-        stepper = self._current_stepper() if len(x) <= MOST and not torch.is_grad_enabled() else None
+        stepper = self.stepper() if len(x) <= MOST and not torch.is_grad_enabled() else None
         return stepper(x, cache) if stepper else self.logits(self(x, [1] * len(x), cache))
 
-    def _current_stepper(self) -> Stepper | None:
+    def stepper(self) -> Stepper | None:
+        """The kernel's view of this model, or None where the plain form runs."""
         if self._stepper is None or (isinstance(self._stepper, Stepper) and not self._stepper.current()):
             try:
                 self._stepper = Stepper(self)

@@ -122,6 +122,8 @@ class Stepper:
             "norm_kind": _KINDS[self.dtype],
         }
         self._config = config
+        # so small that reading it again for every 64 rows costs less than torch's calls do
+        self.small = sum(each.nbytes for each in self._held if isinstance(each, Tensor)) < 2**26
         self._model = _Model(
             **sizes,
             eps=config.rms_norm_eps,

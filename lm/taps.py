@@ -4,6 +4,7 @@ taps = Taps(want_max_logits=True)
 hidden = language_model(x, lengths, taps=taps)
 taps.max_logits[layer]        # float32 (heads): what QK-Clip needs
 taps.routing[n].chosen        # the experts of the n-th MoE layer
+taps.shares[layer][0]         # float32 (heads, keys), with want_shares: where the last token of sequence 0 looked
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ class Taps:
 
     want_max_logits: bool = False  # costs one more q k^T per layer
     pinned: Sequence[Tensor] | None = None  # chosen experts of each MoE layer, instead of the router's own top-k
+    want_shares: bool = False  # costs nothing in a decoding step, else one row of q k^T per sequence and layer
     max_logits: list[Tensor] = field(default_factory=list)
+    shares: list[list[Tensor]] = field(default_factory=list)
     routing: list[Routing] = field(default_factory=list)
 
     def next_pinned(self) -> Tensor | None:
