@@ -62,7 +62,13 @@ def _mark(source: Path, compiler: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    parts = (source.read_text(), version, flags, platform.machine(), *_FLAGS)
+    parts = (
+        *(each.read_text() for each in (source, *sorted(source.parent.glob("*.h")))),
+        version,
+        flags,
+        platform.machine(),
+        *_FLAGS,
+    )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -24,15 +24,7 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
-#define AVX512 1
-#endif
-#if defined(AVX512) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#define AMX 1
-#endif
+#include "amx.h"
 
 enum Kind : int64_t { NONE = -1, F32 = 0, BF16 = 1, INT4 = 2 };
 
@@ -80,32 +72,8 @@ namespace {
 
 // ---- numbers
 
-inline float widen(uint16_t h) {
-  uint32_t bits = uint32_t(h) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-inline uint16_t narrow(float f) {  // to nearest, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 64;  // a NaN stays one
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 inline float sigmoid(float v) { return 1.0f / (1.0f + std::exp(-v)); }
 
-#ifdef AVX512
-inline __m512 lanes(const float *p) { return _mm512_loadu_ps(p); }
-inline __m512 lanes(const uint16_t *p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-inline __m512 lanes(const float *p, __mmask16 m) { return _mm512_maskz_loadu_ps(m, p); }
-inline __m512 lanes(const uint16_t *p, __mmask16 m) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
-}
-#endif
 #ifdef AVX512
 inline __m512 rounded(__m512 f) {  // to bfloat16 and back
   __m512i bits = _mm512_castps_si512(f), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -224,29 +192,6 @@ struct Member {
   int64_t take() { return team.taken[phase].fetch_add(1, std::memory_order_relaxed); }
 };
 
-#ifdef AMX
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-inline void open_tiles() {
-  TileShapes shapes;
-  for (int t = 0; t < 8; t++) shapes.bytes[t] = 64, shapes.rows[t] = 16;
-  // a memory operand of the full 64 bytes: gcc 12's own intrinsic names 8 of them and the rest may not be written yet
-  asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
-}
-
-// 16 values and the 16 after them, as 32 of bfloat16
-inline __m512i two_to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-bool amx_allowed() {
-  static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
-  return allowed;
-}
-#endif
-
 bool use_amx = false;
 bool whole = false;  // a float32 model: activations are never rounded, INT4 weights are rounded as when dequantised
 
@@ -319,7 +264,7 @@ void sixteen_rows(const Matrix &w, int64_t row, const uint16_t *packed, int64_t 
         if (s % 4 == 0) _mm_prefetch((const char *)(at + r * (w.in / 2) + 256), _MM_HINT_T0);
         _mm512_store_si512(to + r * 32, int4_to_bf16(at + r * (w.in / 2), scale[r * steps]));
       }
-      asm volatile("" ::: "memory");
+      settle();
       _tile_loadd(4, to, 64);
     }
     const uint16_t *right = packed + s * 512;
@@ -345,7 +290,7 @@ void sixteen_rows(const Matrix &w, int64_t row, const uint16_t *packed, int64_t 
     _tile_stored(2, result + 32, 256);
     _tile_stored(3, result + 48, 256);
   }
-  asm volatile("" ::: "memory");
+  settle();
 }
 #endif
 
@@ -535,45 +480,6 @@ void attend_plain(const Model &m, const float *q, const C *cache, int64_t from, 
 }
 
 #ifdef AMX
-inline __m512 exp16(__m512 x) {  // relative error below 2e-7 for x <= 0
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
-}
-
-// 16 rows of 16 numbers of 32 bits, turned
-inline void transpose16(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 2; i++)
-    for (int j = 0; j < 4; j++) {
-      t[8 * i + j] = _mm512_shuffle_i32x4(r[8 * i + j], r[8 * i + j + 4], 0x88);
-      t[8 * i + j + 4] = _mm512_shuffle_i32x4(r[8 * i + j], r[8 * i + j + 4], 0xdd);
-    }
-  for (int j = 0; j < 8; j++) {
-    r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
-    r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
-  }
-}
-
 constexpr int64_t KEYS = 256;  // keys whose logits are held at once
 
 // bfloat16 cache, latent and rope multiples of 32: logits as keys x heads, then heads x latents, both on AMX
@@ -615,7 +521,7 @@ void attend_amx(const Model &m, const float *q, const uint16_t *cache, int64_t f
         _tile_stored(0, logits + k * 16, 64);
         _tile_stored(1, logits + (k + 16) * 16, 64);
       }
-      asm volatile("" ::: "memory");
+      settle();
       __m512 old = _mm512_load_ps(peaks), peak = old, sum = _mm512_load_ps(sums);
       for (int64_t k = 0; k < keys; k++) peak = _mm512_max_ps(peak, _mm512_load_ps(logits + k * 16));
       __m512 keep = exp16(_mm512_sub_ps(old, peak));
@@ -641,18 +547,18 @@ void attend_amx(const Model &m, const float *q, const uint16_t *cache, int64_t f
       if (_mm512_cmp_ps_mask(old, peak, _CMP_NEQ_UQ))
         for (int h = 0; h < heads; h++)
           for (int64_t l = 0; l < m.latent; l += 16) _mm512_storeu_ps(&mixed[h * m.latent + l], _mm512_mul_ps(_mm512_set1_ps(keeps[h]), _mm512_loadu_ps(&mixed[h * m.latent + l])));
-      const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-      const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
       for (int64_t l = 0; l < m.latent; l += 32) {
         _tile_loadd(0, &mixed[l], m.latent * 4);
         _tile_loadd(1, &mixed[l + 16], m.latent * 4);
         for (int64_t k = 0; k < padded; k += 32) {
           for (int p = 0; p < 16; p++) {
             __m512i a = _mm512_loadu_si512(rows + (k + 2 * p) * width + l), b = _mm512_loadu_si512(rows + (k + 2 * p + 1) * width + l);
-            _mm512_store_si512(pairs + p * 32, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_store_si512(pairs + 512 + p * 32, _mm512_permutex2var_epi16(a, high, b));
+            __m512i first, second;
+            interleave(a, b, first, second);
+            _mm512_store_si512(pairs + p * 32, first);
+            _mm512_store_si512(pairs + 512 + p * 32, second);
           }
-          asm volatile("" ::: "memory");
+          settle();
           _tile_loadd(4, shares[k / 32], 64);
           _tile_loadd(5, pairs, 64);
           _tile_loadd(6, pairs + 512, 64);
@@ -662,7 +568,7 @@ void attend_amx(const Model &m, const float *q, const uint16_t *cache, int64_t f
         _tile_stored(0, &mixed[l], m.latent * 4);
         _tile_stored(1, &mixed[l + 16], m.latent * 4);
       }
-      asm volatile("" ::: "memory");
+      settle();
     }
     for (int64_t h = 0; h < heads; h++) {
       part.peak[group + h] = peaks[h], part.sum[group + h] = sums[h];
@@ -809,7 +715,7 @@ struct Walk {
   }
 
   // x + what the last product gave: attention's output, or the experts'
-  void settle(const Layer *done, int64_t i) {
+  void add_up(const Layer *done, int64_t i) {
     if (!done) return;
     float *x = &b.x[i * m.dim];
     const float *slots = &b.slots[i * (m.chosen + 1) * m.dim];
@@ -839,7 +745,7 @@ struct Walk {
       const Layer &layer = m.layer[index];
       void *cache = step.caches[index];
       mine(me, b.n, [&](int64_t i) {
-        settle(done, i);
+        add_up(done, i);
         rms_norm(&b.x[i * m.dim], layer.input_norm, m.norm_kind, &b.h[i * m.dim], m.dim, m.eps);
       });
       bool low = layer.q_a.kind != NONE;
@@ -919,7 +825,7 @@ struct Walk {
       done = &layer;
     }
     mine(me, b.n, [&](int64_t i) {
-      settle(done, i);
+      add_up(done, i);
       rms_norm(&b.x[i * m.dim], m.norm, m.norm_kind, &b.h[i * m.dim], m.dim, m.eps);
       if (step.hidden) std::memcpy(step.hidden + i * m.dim, &b.h[i * m.dim], size_t(m.dim) * 4);
     });

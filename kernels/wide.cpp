@@ -1,0 +1,420 @@
+// Products and attention of many rows in bfloat16 on AMX: what the vision tower and long prompts run.
+//
+//   moonkit_linear      y (rows, out) = act(x (rows, in) w^T + bias) + residual; a SwiGLU pair in one pass
+//   moonkit_attention   softmax(q k^T scale) v inside each item or causally, with the rotation of q and k on the way
+//
+// Sums are float32; what is stored is rounded once. torch's own products reach a third of what the tiles can do, and
+// its attention an eighth; here the weights are laid out for the tiles on the way, panel by panel, since that costs
+// a hundredth of their product with a thousand rows.
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "amx.h"
+
+enum Act : int64_t { PLAIN = 0, GELU = 1, SWIGLU = 2 };
+
+struct Linear {
+  const uint16_t *x, *w, *w2, *residual;  // (rows, in), (out, in), the second weight of SWIGLU, (rows, out) or null
+  const uint16_t *bias;                   // (out) or null
+  void *y;                                // (rows, out)
+  int64_t rows, in, out, x_stride, y_stride, act, y_float;
+};
+
+struct Attention {
+  const uint16_t *q, *k, *v;  // (tokens, heads, wide), (tokens, heads, wide), (tokens, heads, value)
+  const float *cos, *sin;     // (tokens, wide / 2), of pairs side by side; null: no rotation
+  uint16_t *y;                // (tokens, heads, value)
+  const int64_t *lengths;     // of the items; with a past, one item
+  int64_t items, heads, wide, value, q_stride, k_stride, v_stride, y_stride;  // strides of a token; heads lie together
+  int64_t q_head, k_head, v_head;                                            // strides of a head
+  int64_t causal, past;  // past: keys before the first query; keys are past + tokens
+  double scale;
+};
+
+#ifdef AMX
+namespace {
+
+constexpr int64_t BLOCK = 32;  // rows of x that run together, and columns of a pair of tiles
+constexpr int64_t PANEL = 64;  // columns of w that are laid out together
+
+// 16 rows of w from `row` on as right-hand tiles: to[step * stride] is the tile of numbers 32 step..32 step + 31
+void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t *to, int64_t stride) {
+  for (int64_t k = 0; k < in; k += 32) {
+    __m512i r[16];
+    __mmask32 mask = in - k >= 32 ? __mmask32(-1) : __mmask32((1u << (in - k)) - 1);
+    for (int64_t i = 0; i < 16; i++)
+      r[i] = row + i < rows ? _mm512_maskz_loadu_epi16(mask, w + (row + i) * in + k) : _mm512_setzero_si512();
+    transpose16(r);
+    uint16_t *at = to + k / 32 * stride;
+    for (int i = 0; i < 16; i++) _mm512_store_si512(at + i * 32, r[i]);
+  }
+}
+
+inline __m512 gelu(__m512 v) {  // tanh form: v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v^3))
+  __m512 u = _mm512_fmadd_ps(_mm512_mul_ps(v, v), _mm512_set1_ps(0.07135481283f), _mm512_set1_ps(1.5957691216f));
+  __m512 e = exp16(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(u, v)));
+  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+inline __m512 silu(__m512 v) {
+  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), exp16(_mm512_sub_ps(_mm512_setzero_ps(), v))));
+}
+
+inline void store16(const Linear &job, int64_t row, int64_t column, __mmask16 mask, __m512 v) {
+  if (job.bias) v = _mm512_add_ps(v, lanes(job.bias + column, mask));
+  if (job.act == GELU) v = gelu(v);
+  if (job.residual) {
+    // rounded before the sum, as two operations in bfloat16 would
+    v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+    v = _mm512_add_ps(v, lanes(job.residual + row * job.y_stride + column, mask));
+  }
+  if (job.y_float) _mm512_mask_storeu_ps((float *)job.y + row * job.y_stride + column, mask, v);
+  else _mm256_mask_storeu_epi16((uint16_t *)job.y + row * job.y_stride + column, mask, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+// 32 rows of x times one pair of column tiles
+inline void pair(const uint16_t *x, int64_t x_stride, const uint16_t *tail, const uint16_t *w, int64_t w_stride, int64_t steps,
+                 float *out) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t s = 0; s < steps; s++) {
+    const uint16_t *at = x + s * 32, *right = w + s * w_stride;
+    if (s == steps - 1 && tail) {
+      _tile_loadd(4, tail, 64);
+      _tile_loadd(5, tail + 512, 64);
+    } else {
+      _tile_loadd(4, at, x_stride * 2);
+      _tile_loadd(5, at + 16 * x_stride, x_stride * 2);
+    }
+    _tile_loadd(6, right, 64);
+    _tile_loadd(7, right + 512, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, 128);
+  _tile_stored(1, out + 16, 128);
+  _tile_stored(2, out + 512, 128);
+  _tile_stored(3, out + 528, 128);
+  settle();
+}
+
+struct Room {
+  std::vector<uint16_t> panel, rows;
+  alignas(64) uint16_t tail[1024];
+  alignas(64) float sums[1024];
+};
+
+// columns column..column + PANEL of rows first..last
+void linear_piece(const Linear &job, int64_t column, int64_t first, int64_t last, Room &room) {
+  int64_t steps = (job.in + 31) / 32, ragged = job.in % 32;
+  bool two = job.act == SWIGLU;
+  int64_t columns = std::min(PANEL / (two ? 2 : 1), job.out - column), tiles = (columns + 15) / 16;
+  int64_t pairs = two ? tiles : (tiles + 1) / 2, stride = pairs * 1024;
+  room.panel.resize(size_t(steps * stride) + 32);
+  uint16_t *panel = (uint16_t *)((uintptr_t(room.panel.data()) + 63) & ~uintptr_t(63));
+  for (int64_t t = 0; t < 2 * pairs; t++) {
+    uint16_t *to = panel + t * 512;
+    if (two) lay_out(t % 2 ? job.w2 : job.w, column + t / 2 * 16, job.out, job.in, to, stride);
+    else lay_out(job.w, column + t * 16, job.out, job.in, to, stride);
+  }
+  for (int64_t row = first; row < last; row += BLOCK) {
+    int64_t rows = std::min(BLOCK, last - row);
+    const uint16_t *x = job.x + row * job.x_stride;
+    int64_t x_stride = job.x_stride;
+    if (rows < BLOCK) {  // what lies behind the last row is not ours
+      room.rows.assign(size_t(BLOCK * steps * 32), 0);
+      for (int64_t r = 0; r < rows; r++) std::memcpy(&room.rows[size_t(r * steps * 32)], x + r * x_stride, size_t(job.in) * 2);
+      x = room.rows.data(), x_stride = steps * 32;
+    } else if (ragged) {
+      std::memset(room.tail, 0, sizeof room.tail);
+      for (int64_t r = 0; r < BLOCK; r++) std::memcpy(room.tail + r * 32, x + r * x_stride + (steps - 1) * 32, size_t(ragged) * 2);
+    }
+    const uint16_t *tail = ragged && rows == BLOCK ? room.tail : nullptr;
+    for (int64_t p = 0; p < pairs; p++) {
+      pair(x, x_stride, tail, panel + p * 1024, stride, steps, room.sums);
+      for (int64_t half = 0; half < (two ? 1 : 2); half++) {
+        int64_t at = column + (two ? p : 2 * p + half) * 16, left = job.out - at;
+        if (left <= 0) continue;
+        __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
+        for (int64_t r = 0; r < rows; r++) {
+          __m512 v = _mm512_load_ps(room.sums + r * 32 + half * 16);
+          if (two) v = _mm512_mul_ps(silu(v), _mm512_load_ps(room.sums + r * 32 + 16));
+          store16(job, row + r, at, mask, v);
+        }
+      }
+    }
+  }
+}
+
+// ---- attention
+
+constexpr int64_t QUERIES = 32, KEYS = 256;
+
+struct Space {
+  std::vector<uint16_t> keys, values, queries, shares;
+  std::vector<float> logits, sums;
+  alignas(64) uint16_t piece[16 * 512];
+};
+
+// one head's row, turned and padded with zeros to `padded`
+inline void load_row(const uint16_t *from, const float *cos, const float *sin, int64_t wide, int64_t padded, float factor, uint16_t *to) {
+  for (int64_t i = 0; i < padded; i += 16) {
+    int64_t left = wide - i;
+    __mmask16 mask = left >= 16 ? __mmask16(-1) : left <= 0 ? 0 : __mmask16((1u << left) - 1);
+    __m512 v = lanes(from + i, mask);
+    if (cos && left > 0) {
+      // each angle serves a pair: a cos - b sin, then b cos + a sin
+      __mmask8 half = __mmask8((1u << std::min<int64_t>(8, left / 2)) - 1);
+      const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+      __m512 c = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_maskz_loadu_ps(half, cos + i / 2)));
+      __m512 s = _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(_mm256_maskz_loadu_ps(half, sin + i / 2)));
+      __m512 swapped = _mm512_permute_ps(v, 0xb1);
+      v = _mm512_fmaddsub_ps(v, c, _mm512_mul_ps(swapped, s));
+      // rounded as the turned keys are in the plain form, before the factor
+      v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+    }
+    v = _mm512_mul_ps(v, _mm512_set1_ps(factor));
+    _mm256_storeu_si256((__m256i *)(to + i), (__m256i)_mm512_cvtneps_pbh(v));
+  }
+}
+
+// queries from..to of one item and head against all its keys
+void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int64_t from, int64_t to, Space &s) {
+  int64_t wide = (job.wide + 31) / 32 * 32, steps = wide / 32, tiles = (job.value + 15) / 16, value = tiles * 16;
+  int64_t visible = job.causal ? std::min(keys, job.past + to) : keys;
+  int64_t padded = (visible + 31) / 32 * 32, half = job.wide / 2;
+  s.keys.resize(size_t(padded * wide) + 32), s.values.resize(size_t(padded * value) + 32);
+  uint16_t *k_tiles = (uint16_t *)((uintptr_t(s.keys.data()) + 63) & ~uintptr_t(63));
+  uint16_t *v_tiles = (uint16_t *)((uintptr_t(s.values.data()) + 63) & ~uintptr_t(63));
+  for (int64_t k = 0; k < padded; k += 16) {
+    uint16_t *rows = s.piece;
+    for (int64_t i = 0; i < 16; i++) {
+      int64_t token = start + k + i;
+      if (k + i < visible) load_row(job.k + token * job.k_stride + head * job.k_head, job.cos ? job.cos + token * half : nullptr,
+                                    job.cos ? job.sin + token * half : nullptr, job.wide, wide, 1.0f, rows + i * wide);
+      else std::memset(rows + i * wide, 0, size_t(wide) * 2);
+    }
+    lay_out(rows, 0, 16, wide, k_tiles + k * wide, 512);
+  }
+  for (int64_t k = 0; k < padded; k += 2) {  // two keys a row, 16 values a tile
+    for (int64_t c = 0; c < value; c += 32) {
+      int64_t left = job.value - c;
+      __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
+      const uint16_t *at = job.v + (start + k) * job.v_stride + head * job.v_head + c;
+      __m512i a = k < visible ? _mm512_maskz_loadu_epi16(mask, at) : _mm512_setzero_si512(), first, second;
+      __m512i b = k + 1 < visible ? _mm512_maskz_loadu_epi16(mask, at + job.v_stride) : _mm512_setzero_si512();
+      interleave(a, b, first, second);
+      uint16_t *tile = v_tiles + (k / 32 * tiles + c / 16) * 512 + k % 32 / 2 * 32;
+      _mm512_store_si512(tile, first);
+      if (c + 16 < value) _mm512_store_si512(tile + 512, second);
+    }
+  }
+  s.queries.resize(size_t(QUERIES * wide)), s.shares.resize(size_t(QUERIES * KEYS));
+  s.logits.resize(size_t(QUERIES * KEYS)), s.sums.resize(size_t(QUERIES * value));
+  float factor = float(job.scale * 1.4426950408889634);  // 2^x instead of e^x
+  for (int64_t query = from; query < to; query += QUERIES) {
+    int64_t count = std::min(QUERIES, to - query);
+    std::fill(s.queries.begin(), s.queries.end(), 0), std::fill(s.sums.begin(), s.sums.end(), 0.0f);
+    int64_t own = start + (job.causal ? job.past : 0);  // the rotation of a query is that of its own token
+    for (int64_t i = 0; i < count; i++) {
+      int64_t token = own + query + i, row = (job.causal ? 0 : start) + query + i;
+      load_row(job.q + row * job.q_stride + head * job.q_head, job.cos ? job.cos + token * half : nullptr,
+               job.cos ? job.sin + token * half : nullptr, job.wide, wide, factor, &s.queries[size_t(i * wide)]);
+    }
+    float peak[QUERIES], total[QUERIES];
+    std::fill(peak, peak + QUERIES, -INFINITY), std::fill(total, total + QUERIES, 0.0f);
+    int64_t seen = job.causal ? std::min(visible, job.past + query + count) : visible;
+    for (int64_t k = 0; k < seen; k += KEYS) {
+      int64_t width = std::min(KEYS, (seen - k + 31) / 32 * 32);
+      for (int64_t j = 0; j < width; j += 32) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        const uint16_t *right = k_tiles + (k + j) * wide;
+        for (int64_t t = 0; t < steps; t++) {
+          _tile_loadd(4, s.queries.data() + t * 32, wide * 2);
+          _tile_loadd(5, s.queries.data() + 16 * wide + t * 32, wide * 2);
+          _tile_loadd(6, right + t * 512, 64);
+          _tile_loadd(7, right + 16 * wide + t * 512, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+          _tile_dpbf16ps(2, 5, 6);
+          _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, s.logits.data() + j, KEYS * 4);
+        _tile_stored(1, s.logits.data() + j + 16, KEYS * 4);
+        _tile_stored(2, s.logits.data() + 16 * KEYS + j, KEYS * 4);
+        _tile_stored(3, s.logits.data() + 16 * KEYS + j + 16, KEYS * 4);
+      }
+      settle();
+      for (int64_t i = 0; i < count; i++) {
+        float *row = s.logits.data() + i * KEYS;
+        int64_t last = job.causal ? std::min(seen, job.past + query + i + 1) : seen;  // keys that it may see
+        for (int64_t j = std::max<int64_t>(0, last - k); j < width; j++) row[j] = -INFINITY;
+        uint16_t *to_share = s.shares.data() + i * KEYS;
+        if (last <= k) {
+          std::memset(to_share, 0, size_t(width) * 2);
+          continue;
+        }
+        __m512 top = _mm512_loadu_ps(row);
+        for (int64_t j = 16; j < width; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(row + j));
+        float now = std::max(peak[i], _mm512_reduce_max_ps(top));
+        __m512 shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 32) {
+          __m512 a = exp2_16(_mm512_max_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j), shift), _mm512_set1_ps(-150.0f)));
+          __m512 b = exp2_16(_mm512_max_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j + 16), shift), _mm512_set1_ps(-150.0f)));
+          sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+          _mm512_storeu_si512(to_share + j, two_to_bf16(a, b));
+        }
+        if (now > peak[i]) {
+          float keep = std::exp2(peak[i] - now);
+          total[i] *= keep;
+          float *mixed = s.sums.data() + i * value;
+          for (int64_t c = 0; c < value; c += 16) _mm512_storeu_ps(mixed + c, _mm512_mul_ps(_mm512_set1_ps(keep), _mm512_loadu_ps(mixed + c)));
+          peak[i] = now;
+        }
+        total[i] += _mm512_reduce_add_ps(sum);
+      }
+      for (int64_t i = 0; i < count; i += 16)
+        for (int64_t c = 0; c < tiles; c += 4) {  // four tiles of values at a time
+          int64_t some = std::min<int64_t>(4, tiles - c);
+          float *out = s.sums.data() + i * value + c * 16;
+          _tile_loadd(0, out, value * 4);
+          if (some > 1) { _tile_loadd(1, out + 16, value * 4); }
+          if (some > 2) { _tile_loadd(2, out + 32, value * 4); }
+          if (some > 3) { _tile_loadd(3, out + 48, value * 4); }
+          for (int64_t j = 0; j < width; j += 32) {
+            const uint16_t *right = v_tiles + ((k + j) / 32 * tiles + c) * 512;
+            _tile_loadd(4, s.shares.data() + i * KEYS + j, KEYS * 2);
+            _tile_loadd(5, right, 64);
+            _tile_dpbf16ps(0, 4, 5);
+            if (some > 1) {
+              _tile_loadd(6, right + 512, 64);
+              _tile_dpbf16ps(1, 4, 6);
+            }
+            if (some > 2) {
+              _tile_loadd(7, right + 1024, 64);
+              _tile_dpbf16ps(2, 4, 7);
+            }
+            if (some > 3) {
+              _tile_loadd(5, right + 1536, 64);
+              _tile_dpbf16ps(3, 4, 5);
+            }
+          }
+          _tile_stored(0, out, value * 4);
+          if (some > 1) { _tile_stored(1, out + 16, value * 4); }
+          if (some > 2) { _tile_stored(2, out + 32, value * 4); }
+          if (some > 3) { _tile_stored(3, out + 48, value * 4); }
+        }
+      settle();
+    }
+    for (int64_t i = 0; i < count; i++) {
+      uint16_t *out = job.y + ((job.causal ? 0 : start) + query + i) * job.y_stride + head * job.value;
+      __m512 scale = _mm512_set1_ps(1.0f / total[i]);
+      for (int64_t c = 0; c < job.value; c += 16) {
+        int64_t left = job.value - c;
+        __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
+        __m512 v = _mm512_mul_ps(scale, _mm512_loadu_ps(s.sums.data() + i * value + c));
+        _mm256_mask_storeu_epi16(out + c, mask, (__m256i)_mm512_cvtneps_pbh(v));
+      }
+    }
+  }
+}
+
+}  // namespace
+#endif
+
+extern "C" {
+
+// 1 when this machine runs what is here
+int moonkit_wide() {
+#ifdef AMX
+  return amx_allowed();
+#else
+  return 0;
+#endif
+}
+
+// Several products: as many jobs as there are experts, or one
+int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
+#ifdef AMX
+  struct Piece {
+    const Linear *job;
+    int64_t column, first, last;
+  };
+  std::vector<Piece> pieces;
+  int64_t work = 0;
+  for (int64_t j = 0; j < count; j++) work += jobs[j].rows * jobs[j].out;
+  for (int64_t j = 0; j < count; j++) {
+    const Linear &job = jobs[j];
+    if (!job.rows) continue;
+    int64_t panel = job.act == SWIGLU ? PANEL / 2 : PANEL, panels = (job.out + panel - 1) / panel;
+    // every piece lays its panel out again, so rows are cut only where threads would stand idle
+    int64_t cuts = std::clamp<int64_t>(4 * threads * job.rows * job.out / std::max<int64_t>(work, 1) / panels, 1, (job.rows + 255) / 256);
+    int64_t each = ((job.rows + cuts - 1) / cuts + BLOCK - 1) / BLOCK * BLOCK;
+    for (int64_t column = 0; column < job.out; column += panel)
+      for (int64_t row = 0; row < job.rows; row += each) pieces.push_back({&job, column, row, std::min(job.rows, row + each)});
+  }
+  std::atomic<size_t> next{0};
+#pragma omp parallel num_threads(int(threads))
+  {
+    open_tiles();
+    Room room;
+    for (size_t p; (p = next.fetch_add(1)) < pieces.size();) linear_piece(*pieces[p].job, pieces[p].column, pieces[p].first, pieces[p].last, room);
+    _tile_release();
+  }
+  return 0;
+#else
+  (void)jobs, (void)count, (void)threads;
+  return 1;
+#endif
+}
+
+int moonkit_attention(const Attention *job, int64_t threads) {
+#ifdef AMX
+  struct Piece {
+    int64_t start, keys, head, from, to;
+  };
+  std::vector<Piece> pieces;
+  int64_t start = 0, longest = 0;
+  for (int64_t i = 0; i < job->items; i++) longest = std::max(longest, job->lengths[i]);
+  for (int64_t i = 0; i < job->items; i++) {
+    int64_t length = job->lengths[i], keys = length + job->past;
+    // heads are enough pieces, unless there are more threads; causal rows differ in length, so they are cut too
+    int64_t cuts = std::clamp<int64_t>(job->causal ? length / 512 : threads * 2 / job->heads, 1, (length + QUERIES - 1) / QUERIES);
+    int64_t each = ((length + cuts - 1) / cuts + QUERIES - 1) / QUERIES * QUERIES;
+    for (int64_t h = 0; h < job->heads; h++)
+      for (int64_t from = 0; from < length; from += each) pieces.push_back({start, keys, h, from, std::min(length, from + each)});
+    start += length;
+  }
+  // the long ones first
+  std::stable_sort(pieces.begin(), pieces.end(), [&](const Piece &a, const Piece &b) {
+    return (a.to - a.from) * (job->causal ? job->past + a.to : a.keys) > (b.to - b.from) * (job->causal ? job->past + b.to : b.keys);
+  });
+  std::atomic<size_t> next{0};
+#pragma omp parallel num_threads(int(threads))
+  {
+    open_tiles();
+    Space space;
+    for (size_t p; (p = next.fetch_add(1)) < pieces.size();)
+      attend(*job, pieces[p].start, pieces[p].keys, pieces[p].head, pieces[p].from, pieces[p].to, space);
+    _tile_release();
+  }
+  return 0;
+#else
+  (void)job, (void)threads;
+  return 1;
+#endif
+}
+}
