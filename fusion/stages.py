@@ -18,11 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.console import Console
-
-    from moonvit.config import MediaConfig
-    from moonvit.video import Video
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,9 @@ def walk(arguments: Stages, console: "Console") -> None:
     with stage("importing torch") as said:
         import torch
 
+        from fusion.drawing import draw_items
         from fusion.generate import decode, prefill, stop_ids
+        from fusion.look import items_of
         from fusion.model import Kimi
         from fusion.template import Control, Media, render
         from moonvit.image import image_patches, load_image, plan_resize
@@ -125,9 +123,6 @@ def walk(arguments: Stages, console: "Console") -> None:
     with stage("moonvit/packing.py") as said:
         packed = pack([picture, *chunks])
         said.append(f"{len(packed)} items end to end, pixels {tuple(packed.pixels.shape)}, nothing padded")
-    if arguments.picture:
-        draw(image, video, config.media).save(arguments.picture)
-        console.print(f"  drawn into {arguments.picture}")
 
     console.print("\n[bold]2. The conversation becomes token ids[/]")
     messages: list[dict[str, Any]] = [
@@ -156,6 +151,9 @@ def walk(arguments: Stages, console: "Console") -> None:
         said.append(
             f"{len(prompt):,} ids: {vision_tokens:,} <|media_pad|> places and {len(prompt) - vision_tokens} of text"
         )
+    if arguments.picture:
+        draw_items(items_of(kimi, prompt)).save(arguments.picture)
+        console.print(f"  drawn into {arguments.picture}")
 
     console.print("\n[bold]3. The model reads[/]")
     device = kimi.device
@@ -208,45 +206,6 @@ def walk(arguments: Stages, console: "Console") -> None:
     console.print(
         "\nNext: moonkit ask --help, moonkit sizes, moonkit bench; the README names the files to read, in order."
     )
-
-
-def draw(image: "Image.Image", video: "Video", media: "MediaConfig") -> "Image.Image":
-    """What the model sees: the padded photo with one square per token, and the clip as its chunks with their stamps."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    from moonvit.image import plan_resize
-    from moonvit.video import timestamp_text
-
-    font = ImageFont.load_default(size=15)
-    cell = media.patch_size * media.merge_kernel_size
-    plan = plan_resize(image.width, image.height, media, media.in_patch_limit)
-    photo = Image.new("RGB", (plan.width + plan.pad_right, plan.height + plan.pad_bottom))
-    photo.paste(image.resize((plan.width, plan.height), Image.Resampling.BICUBIC))
-    lines = ImageDraw.Draw(photo, "RGBA")
-    for x in range(0, photo.width, cell):
-        lines.line([(x, 0), (x, photo.height)], fill=(255, 255, 255, 90))
-    for y in range(0, photo.height, cell):
-        lines.line([(0, y), (photo.width, y)], fill=(255, 255, 255, 90))
-
-    gap, label, width = 14, 26, 168
-    height, columns = width * video.chunks[0].frames.shape[1] // video.chunks[0].frames.shape[2], 4
-    right = gap + photo.width + 2 * gap
-    tall = max(photo.height + label, len(video.chunks) * (height + label + gap) - gap) + 2 * gap
-    board = Image.new("RGB", (right + columns * (width + 4) + gap, tall), "white")
-    board.paste(photo, (gap, gap + label))
-    pen = ImageDraw.Draw(board)
-    tokens = (photo.width // cell) * (photo.height // cell)
-    pen.text((gap, gap), f"{image.width}x{image.height} photo: one square = one token, {tokens} in all", "black", font)
-    for row, chunk in enumerate(video.chunks):
-        top = gap + row * (height + label + gap)
-        grid = (chunk.frames.shape[1] // cell) * (chunk.frames.shape[2] // cell)
-        stamp = timestamp_text(chunk.timestamp, media.timestamp_mode)
-        pen.text((right, top), f"chunk at {stamp}: {len(chunk.frames)} frames, {grid} tokens together", "black", font)
-        for column, frame in enumerate(np.asarray(chunk.frames)):
-            small = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
-            board.paste(small, (right + column * (width + 4), top + label))
-    return board
 
 
 if __name__ == "__main__":

@@ -41,7 +41,13 @@ struct Attention {
 namespace {
 
 constexpr int64_t BLOCK = 32;  // rows of x that run together, and columns of a pair of tiles
-constexpr int64_t PANEL = 64;  // columns of w that are laid out together
+constexpr int64_t KEPT = 1200000;  // bytes of w that are laid out together: they stay in the second cache
+
+// columns of w that are laid out together, a multiple of 32
+inline int64_t panel_of(const Linear &job) {
+  int64_t columns = KEPT / 2 / ((job.in + 31) / 32 * 32) / 32 * 32;
+  return std::clamp<int64_t>(columns, 32, 512) / (job.act == SWIGLU ? 2 : 1);
+}
 
 // 16 rows of w from `row` on as right-hand tiles: to[step * stride] is the tile of numbers 32 step..32 step + 31
 void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t *to, int64_t stride) {
@@ -54,6 +60,21 @@ void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t 
     uint16_t *at = to + k / 32 * stride;
     for (int i = 0; i < 16; i++) _mm512_store_si512(at + i * 32, r[i]);
   }
+}
+
+// the 32 lines of two tiles, on their way from the second cache while the products before them run
+inline void fetch(const uint16_t *tiles) {
+#pragma GCC unroll 32
+  for (int i = 0; i < 32; i++) _mm_prefetch((const char *)tiles + 64 * i, _MM_HINT_T0);
+}
+
+inline uint16_t *aligned(std::vector<uint16_t> &room, int64_t size) {
+  room.resize(size_t(size) + 32);
+  return (uint16_t *)((uintptr_t(room.data()) + 63) & ~uintptr_t(63));
+}
+inline float *aligned(std::vector<float> &room, int64_t size) {
+  room.resize(size_t(size) + 16);
+  return (float *)((uintptr_t(room.data()) + 63) & ~uintptr_t(63));
 }
 
 inline __m512 gelu(__m512 v) {  // tanh form: v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v^3))
@@ -78,81 +99,84 @@ inline void store16(const Linear &job, int64_t row, int64_t column, __mmask16 ma
   else _mm256_mask_storeu_epi16((uint16_t *)job.y + row * job.y_stride + column, mask, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-// 32 rows of x times one pair of column tiles
-inline void pair(const uint16_t *x, int64_t x_stride, const uint16_t *tail, const uint16_t *w, int64_t w_stride, int64_t steps,
-                 float *out) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+constexpr int64_t CHUNK = 12;  // steps of 32 numbers whose part of x stays in the first cache
+
+struct Room {
+  std::vector<uint16_t> panel, rows;
+  std::vector<float> sums;
+};
+
+// 32 rows of x (as tiles: two to a step) times one pair of column tiles, on top of `sums` unless it is the first chunk
+inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sums, bool first) {
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, 128);
+    _tile_loadd(1, sums + 16, 128);
+    _tile_loadd(2, sums + 512, 128);
+    _tile_loadd(3, sums + 528, 128);
+  }
   for (int64_t s = 0; s < steps; s++) {
-    const uint16_t *at = x + s * 32, *right = w + s * w_stride;
-    if (s == steps - 1 && tail) {
-      _tile_loadd(4, tail, 64);
-      _tile_loadd(5, tail + 512, 64);
-    } else {
-      _tile_loadd(4, at, x_stride * 2);
-      _tile_loadd(5, at + 16 * x_stride, x_stride * 2);
-    }
-    _tile_loadd(6, right, 64);
-    _tile_loadd(7, right + 512, 64);
+    fetch(w + (s + 3) * 1024);
+    _tile_loadd(4, x + s * 1024, 64);
+    _tile_loadd(6, w + s * 1024, 64);
+    _tile_loadd(7, w + s * 1024 + 512, 64);
+    _tile_loadd(5, x + s * 1024 + 512, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, out, 128);
-  _tile_stored(1, out + 16, 128);
-  _tile_stored(2, out + 512, 128);
-  _tile_stored(3, out + 528, 128);
+  _tile_stored(0, sums, 128);
+  _tile_stored(1, sums + 16, 128);
+  _tile_stored(2, sums + 512, 128);
+  _tile_stored(3, sums + 528, 128);
   settle();
 }
 
-struct Room {
-  std::vector<uint16_t> panel, rows;
-  alignas(64) uint16_t tail[1024];
-  alignas(64) float sums[1024];
-};
-
-// columns column..column + PANEL of rows first..last
+// columns of one panel, rows first..last
 void linear_piece(const Linear &job, int64_t column, int64_t first, int64_t last, Room &room) {
-  int64_t steps = (job.in + 31) / 32, ragged = job.in % 32;
+  int64_t steps = (job.in + 31) / 32;
   bool two = job.act == SWIGLU;
-  int64_t columns = std::min(PANEL / (two ? 2 : 1), job.out - column), tiles = (columns + 15) / 16;
-  int64_t pairs = two ? tiles : (tiles + 1) / 2, stride = pairs * 1024;
-  room.panel.resize(size_t(steps * stride) + 32);
-  uint16_t *panel = (uint16_t *)((uintptr_t(room.panel.data()) + 63) & ~uintptr_t(63));
+  int64_t columns = std::min(panel_of(job), job.out - column), tiles = (columns + 15) / 16;
+  int64_t pairs = two ? tiles : (tiles + 1) / 2, length = steps * 1024;  // of a pair in the panel
+  uint16_t *panel = aligned(room.panel, pairs * length + 4096), *rows = aligned(room.rows, CHUNK * 1024);
+  float *sums = aligned(room.sums, pairs * 1024);
   for (int64_t t = 0; t < 2 * pairs; t++) {
-    uint16_t *to = panel + t * 512;
-    if (two) lay_out(t % 2 ? job.w2 : job.w, column + t / 2 * 16, job.out, job.in, to, stride);
-    else lay_out(job.w, column + t * 16, job.out, job.in, to, stride);
+    uint16_t *to = panel + t / 2 * length + t % 2 * 512;
+    if (two) lay_out(t % 2 ? job.w2 : job.w, column + t / 2 * 16, job.out, job.in, to, 1024);
+    else lay_out(job.w, column + t * 16, job.out, job.in, to, 1024);
   }
   for (int64_t row = first; row < last; row += BLOCK) {
-    int64_t rows = std::min(BLOCK, last - row);
-    const uint16_t *x = job.x + row * job.x_stride;
-    int64_t x_stride = job.x_stride;
-    if (rows < BLOCK) {  // what lies behind the last row is not ours
-      room.rows.assign(size_t(BLOCK * steps * 32), 0);
-      for (int64_t r = 0; r < rows; r++) std::memcpy(&room.rows[size_t(r * steps * 32)], x + r * x_stride, size_t(job.in) * 2);
-      x = room.rows.data(), x_stride = steps * 32;
-    } else if (ragged) {
-      std::memset(room.tail, 0, sizeof room.tail);
-      for (int64_t r = 0; r < BLOCK; r++) std::memcpy(room.tail + r * 32, x + r * x_stride + (steps - 1) * 32, size_t(ragged) * 2);
+    int64_t count = std::min(BLOCK, last - row);
+    for (int64_t chunk = 0; chunk < steps; chunk += CHUNK) {
+      int64_t some = std::min(CHUNK, steps - chunk);
+      for (int64_t r = 0; r < BLOCK; r++) {
+        const uint16_t *from = job.x + (row + r) * job.x_stride + chunk * 32;
+        uint16_t *to = rows + r * 32;
+        for (int64_t s = 0; s < some; s++) {
+          int64_t left = r < count ? job.in - (chunk + s) * 32 : 0;
+          __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
+          _mm512_store_si512(to + s * 1024, _mm512_maskz_loadu_epi16(mask, from + s * 32));
+        }
+      }
+      settle();
+      for (int64_t p = 0; p < pairs; p++) pair(rows, panel + p * length + chunk * 1024, some, sums + p * 1024, chunk == 0);
     }
-    const uint16_t *tail = ragged && rows == BLOCK ? room.tail : nullptr;
-    for (int64_t p = 0; p < pairs; p++) {
-      pair(x, x_stride, tail, panel + p * 1024, stride, steps, room.sums);
+    for (int64_t p = 0; p < pairs; p++)
       for (int64_t half = 0; half < (two ? 1 : 2); half++) {
         int64_t at = column + (two ? p : 2 * p + half) * 16, left = job.out - at;
         if (left <= 0) continue;
         __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
-        for (int64_t r = 0; r < rows; r++) {
-          __m512 v = _mm512_load_ps(room.sums + r * 32 + half * 16);
-          if (two) v = _mm512_mul_ps(silu(v), _mm512_load_ps(room.sums + r * 32 + 16));
+        for (int64_t r = 0; r < count; r++) {
+          __m512 v = _mm512_load_ps(sums + p * 1024 + r * 32 + half * 16);
+          if (two) v = _mm512_mul_ps(silu(v), _mm512_load_ps(sums + p * 1024 + r * 32 + 16));
           store16(job, row + r, at, mask, v);
         }
       }
-    }
   }
 }
 
@@ -193,9 +217,7 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
   int64_t wide = (job.wide + 31) / 32 * 32, steps = wide / 32, tiles = (job.value + 15) / 16, value = tiles * 16;
   int64_t visible = job.causal ? std::min(keys, job.past + to) : keys;
   int64_t padded = (visible + 31) / 32 * 32, half = job.wide / 2;
-  s.keys.resize(size_t(padded * wide) + 32), s.values.resize(size_t(padded * value) + 32);
-  uint16_t *k_tiles = (uint16_t *)((uintptr_t(s.keys.data()) + 63) & ~uintptr_t(63));
-  uint16_t *v_tiles = (uint16_t *)((uintptr_t(s.values.data()) + 63) & ~uintptr_t(63));
+  uint16_t *k_tiles = aligned(s.keys, padded * wide), *v_tiles = aligned(s.values, padded * value);
   for (int64_t k = 0; k < padded; k += 16) {
     uint16_t *rows = s.piece;
     for (int64_t i = 0; i < 16; i++) {
@@ -225,6 +247,7 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
   for (int64_t query = from; query < to; query += QUERIES) {
     int64_t count = std::min(QUERIES, to - query);
     std::fill(s.queries.begin(), s.queries.end(), 0), std::fill(s.sums.begin(), s.sums.end(), 0.0f);
+    std::fill(s.shares.begin(), s.shares.end(), 0);
     int64_t own = start + (job.causal ? job.past : 0);  // the rotation of a query is that of its own token
     for (int64_t i = 0; i < count; i++) {
       int64_t token = own + query + i, row = (job.causal ? 0 : start) + query + i;
@@ -243,6 +266,11 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
         _tile_zero(3);
         const uint16_t *right = k_tiles + (k + j) * wide;
         for (int64_t t = 0; t < steps; t++) {
+          // the same step of the next 32 keys
+          for (int i = 0; i < 16; i++) {
+            _mm_prefetch((const char *)(right + 32 * wide + t * 512) + 64 * i, _MM_HINT_T0);
+            _mm_prefetch((const char *)(right + 48 * wide + t * 512) + 64 * i, _MM_HINT_T0);
+          }
           _tile_loadd(4, s.queries.data() + t * 32, wide * 2);
           _tile_loadd(5, s.queries.data() + 16 * wide + t * 32, wide * 2);
           _tile_loadd(6, right + t * 512, 64);
@@ -286,37 +314,37 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
         }
         total[i] += _mm512_reduce_add_ps(sum);
       }
-      for (int64_t i = 0; i < count; i += 16)
-        for (int64_t c = 0; c < tiles; c += 4) {  // four tiles of values at a time
-          int64_t some = std::min<int64_t>(4, tiles - c);
-          float *out = s.sums.data() + i * value + c * 16;
-          _tile_loadd(0, out, value * 4);
-          if (some > 1) { _tile_loadd(1, out + 16, value * 4); }
-          if (some > 2) { _tile_loadd(2, out + 32, value * 4); }
-          if (some > 3) { _tile_loadd(3, out + 48, value * 4); }
-          for (int64_t j = 0; j < width; j += 32) {
-            const uint16_t *right = v_tiles + ((k + j) / 32 * tiles + c) * 512;
-            _tile_loadd(4, s.shares.data() + i * KEYS + j, KEYS * 2);
-            _tile_loadd(5, right, 64);
-            _tile_dpbf16ps(0, 4, 5);
-            if (some > 1) {
-              _tile_loadd(6, right + 512, 64);
-              _tile_dpbf16ps(1, 4, 6);
-            }
-            if (some > 2) {
-              _tile_loadd(7, right + 1024, 64);
-              _tile_dpbf16ps(2, 4, 7);
-            }
-            if (some > 3) {
-              _tile_loadd(5, right + 1536, 64);
-              _tile_dpbf16ps(3, 4, 5);
-            }
-          }
-          _tile_stored(0, out, value * 4);
-          if (some > 1) { _tile_stored(1, out + 16, value * 4); }
-          if (some > 2) { _tile_stored(2, out + 32, value * 4); }
-          if (some > 3) { _tile_stored(3, out + 48, value * 4); }
+      settle();
+      for (int64_t c = 0; c < tiles; c += 2) {  // two tiles of queries times two of values
+        float *out = s.sums.data() + c * 16;
+        bool both = c + 1 < tiles;
+        _tile_loadd(0, out, value * 4);
+        _tile_loadd(2, out + 16 * value, value * 4);
+        if (both) {
+          _tile_loadd(1, out + 16, value * 4);
+          _tile_loadd(3, out + 16 * value + 16, value * 4);
         }
+        for (int64_t j = 0; j < width; j += 32) {
+          const uint16_t *right = v_tiles + ((k + j) / 32 * tiles + c) * 512;
+          fetch(right + 2 * tiles * 512);
+          _tile_loadd(4, s.shares.data() + j, KEYS * 2);
+          _tile_loadd(5, s.shares.data() + 16 * KEYS + j, KEYS * 2);
+          _tile_loadd(6, right, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(2, 5, 6);
+          if (both) {
+            _tile_loadd(7, right + 512, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+          }
+        }
+        _tile_stored(0, out, value * 4);
+        _tile_stored(2, out + 16 * value, value * 4);
+        if (both) {
+          _tile_stored(1, out + 16, value * 4);
+          _tile_stored(3, out + 16 * value + 16, value * 4);
+        }
+      }
       settle();
     }
     for (int64_t i = 0; i < count; i++) {
@@ -359,7 +387,7 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
   for (int64_t j = 0; j < count; j++) {
     const Linear &job = jobs[j];
     if (!job.rows) continue;
-    int64_t panel = job.act == SWIGLU ? PANEL / 2 : PANEL, panels = (job.out + panel - 1) / panel;
+    int64_t panel = panel_of(job), panels = (job.out + panel - 1) / panel;
     // every piece lays its panel out again, so rows are cut only where threads would stand idle
     int64_t cuts = std::clamp<int64_t>(4 * threads * job.rows * job.out / std::max<int64_t>(work, 1) / panels, 1, (job.rows + 255) / 256);
     int64_t each = ((job.rows + cuts - 1) / cuts + BLOCK - 1) / BLOCK * BLOCK;

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import wide
 from moonvit.config import MediaConfig, VisionConfig
 from moonvit.packing import PackedPatches, in_packs
 from moonvit.position import Grid, PositionTable, rotate, rotation
@@ -63,12 +64,23 @@ class Block(nn.Module):
         self.mlp = MLP(dim, config.intermediate_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        if wide.fits(x, self.wqkv.weight):
+            return self._on_tiles(x, cos, sin, lengths)
         q, k, v = (
             self.wqkv(self.norm0(x)).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         )  # (patches, heads, head_dim)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         x = x + self.wo(attend_within(q, k, v, lengths).flatten(1))
         return x + self.mlp(self.norm1(x))
+
+    def _on_tiles(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The same in bfloat16 by kernels/wide.cpp: rotation, GELU and sums happen where the products end."""
+        qkv = wide.linear(self.norm0(x), self.wqkv.weight, self.wqkv.bias).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.unbind(1)  # (patches, heads, head_dim)
+        seen = wide.attention(q, k, v, lengths, q.shape[-1] ** -0.5, cos[:, 0], sin[:, 0])
+        x = wide.linear(seen.flatten(1), self.wo.weight, self.wo.bias, residual=x)
+        inner = wide.linear(self.norm1(x), self.mlp.fc0.weight, self.mlp.fc0.bias, act="gelu")
+        return wide.linear(inner, self.mlp.fc1.weight, self.mlp.fc1.bias, residual=x)
 
 
 def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -39,6 +39,7 @@ class Chunk:
 
     frames: NDArray[np.uint8]
     timestamp: float  # seconds, of the first frame
+    plan: Resize  # of every frame
 
     def patches(self, config: MediaConfig | None = None) -> PackedPatches:
         """One item, (t, rows, columns)."""
@@ -47,11 +48,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Video:
-    """A sampled clip. num_frames and fps are the file's."""
+    """A sampled clip. fps, num_frames and size (width, height) are the file's."""
 
     chunks: tuple[Chunk, ...]
     fps: float
     num_frames: int
+    size: tuple[int, int]
 
 
 def sample_indices(num_frames: int, fps: float, sample_fps: float) -> list[int]:
@@ -111,10 +113,14 @@ def read_video(
         sizes = [(plan.width, plan.height) for plan, group in zip(plans, groups, strict=True) for _ in group]
         frames = decoder.frames(indices, sizes)
         chunks = [
-            Chunk(np.stack([pad_frame(Image.fromarray(next(frames)), plan) for _ in group]), group[0] / about["fps"])
+            Chunk(
+                np.stack([pad_frame(Image.fromarray(next(frames)), plan) for _ in group]),
+                group[0] / about["fps"],
+                plan,
+            )
             for plan, group in zip(plans, groups, strict=True)
         ]
-    return Video(tuple(chunks), about["fps"], about["frames"])
+    return Video(tuple(chunks), about["fps"], about["frames"], (about["width"], about["height"]))
 
 
 def _check_count(name: str, count: int, max_frames: int, config: MediaConfig) -> None:
@@ -146,12 +152,14 @@ def _from_frames(source: Any, config: MediaConfig, fps: float | None, max_frames
         raise ValueError(f"frames must be (t, h, w, 3), got {tuple(source.shape)}")
     indices = sample_indices(len(source), fps, config.sample_fps)
     _check_count("frames", len(indices), max_frames, config)
-    chunks = []
+    chunks, size = [], None
     for group in _groups(indices, config):
         images = [load_image(source[index]) for index in group]
         plan = _plan(*images[0].size, len(group), config)
-        chunks.append(Chunk(np.stack([pad_frame(image, plan) for image in images]), group[0] / fps))
-    return Video(tuple(chunks), float(fps), len(source))
+        size = size or images[0].size
+        chunks.append(Chunk(np.stack([pad_frame(image, plan) for image in images]), group[0] / fps, plan))
+    assert size is not None, "a clip samples to at least one frame"
+    return Video(tuple(chunks), float(fps), len(source), size)
 
 
 class _Decoder:
