@@ -62,12 +62,6 @@ void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t 
   }
 }
 
-// the 32 lines of two tiles, on their way from the second cache while the products before them run
-inline void fetch(const uint16_t *tiles) {
-#pragma GCC unroll 32
-  for (int i = 0; i < 32; i++) _mm_prefetch((const char *)tiles + 64 * i, _MM_HINT_T0);
-}
-
 inline uint16_t *aligned(std::vector<uint16_t> &room, int64_t size) {
   room.resize(size_t(size) + 32);
   return (uint16_t *)((uintptr_t(room.data()) + 63) & ~uintptr_t(63));
@@ -120,7 +114,6 @@ inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sum
     _tile_loadd(3, sums + 528, 128);
   }
   for (int64_t s = 0; s < steps; s++) {
-    fetch(w + (s + 3) * 1024);
     _tile_loadd(4, x + s * 1024, 64);
     _tile_loadd(6, w + s * 1024, 64);
     _tile_loadd(7, w + s * 1024 + 512, 64);
@@ -266,11 +259,6 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
         _tile_zero(3);
         const uint16_t *right = k_tiles + (k + j) * wide;
         for (int64_t t = 0; t < steps; t++) {
-          // the same step of the next 32 keys
-          for (int i = 0; i < 16; i++) {
-            _mm_prefetch((const char *)(right + 32 * wide + t * 512) + 64 * i, _MM_HINT_T0);
-            _mm_prefetch((const char *)(right + 48 * wide + t * 512) + 64 * i, _MM_HINT_T0);
-          }
           _tile_loadd(4, s.queries.data() + t * 32, wide * 2);
           _tile_loadd(5, s.queries.data() + 16 * wide + t * 32, wide * 2);
           _tile_loadd(6, right + t * 512, 64);
@@ -326,7 +314,6 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
         }
         for (int64_t j = 0; j < width; j += 32) {
           const uint16_t *right = v_tiles + ((k + j) / 32 * tiles + c) * 512;
-          fetch(right + 2 * tiles * 512);
           _tile_loadd(4, s.shares.data() + j, KEYS * 2);
           _tile_loadd(5, s.shares.data() + 16 * KEYS + j, KEYS * 2);
           _tile_loadd(6, right, 64);

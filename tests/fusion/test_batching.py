@@ -96,10 +96,8 @@ def test_a_conversation_goes_on_from_its_last_turn(kimi: Kimi) -> None:
     messages = [{"role": "user", "content": "say much " * 20}]
     sampling = Sampling(max_new_tokens=80)
     (reply,) = batcher.run([kimi.prepare(messages)], sampling)
-    messages += [
-        {"role": "assistant", "content": reply.text, "reasoning_content": reply.thinking},
-        {"role": "user", "content": "more"},
-    ]
+    told = {"role": "assistant", "content": reply.text, "reasoning_content": reply.thinking}
+    messages += [told, {"role": "user", "content": "more"}]
     request = batcher.submit(kimi.prepare(messages), sampling)
     while batcher.step():
         pass
