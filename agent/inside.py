@@ -83,6 +83,7 @@ class Job:
         self.no_more_input = False
         self.why: str | None = None  # the limit that ended it
         self.peak = 0.0  # bytes, all of its processes together
+        self.spent = 0.0  # seconds of processor, the same
         self.next_look = self.began + WATCH
         self.next_walk = self.began + WATCH
 
@@ -99,6 +100,7 @@ class Inside:
         kept = {name: os.environ[name] for name in settings.get("keep", ()) if name in os.environ}
         self.env: dict[str, str] = {**kept, **settings["env"]}
         self.job: Job | None = None
+        self.spent_before = 0.0  # seconds of processor, of children that ended before the job
         self.read_fd, self.write_fd = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
@@ -240,22 +242,14 @@ class Inside:
         limits = header["limits"]
         error_read, error_write = os.pipe2(os.O_CLOEXEC)
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+        self.spent_before = spent_by_children()
         pid = os.fork()
         if pid == 0:
             try:
                 os.setsid()
                 for number, fd in enumerate((pipes[0][0], pipes[1][1], pipes[2][1])):
                     os.dup2(fd, number)
-                signal.pthread_sigmask(signal.SIG_SETMASK, [])
-                for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ):
-                    signal.signal(number, signal.SIG_DFL)
-                os.chdir(header.get("cwd") or self.work)
-                self.confine(limits)
-                env = {**self.env, **(header.get("env") or {})}
-                if header.get("argv"):
-                    os.execvpe(header["argv"][0], header["argv"], env)
-                os.closerange(3, 256)
-                run_here(header["source"], env)
+                become(header, self.settings, {**self.env, **(header.get("env") or {})})
             except BaseException as error:
                 with suppress(OSError):
                     os.write(error_write, f"{type(error).__name__}: {error}".encode()[:500])
@@ -277,33 +271,6 @@ class Inside:
         job.no_more_input = not live
         self.job = job
         self.feed(job)
-
-    def confine(self, limits: dict[str, float]) -> None:
-        """Of the child, before it becomes the command."""
-        memory, disk = int(limits["memory_mb"]) * 2**20, max(1, int(limits["disk_mb"])) * 2**20
-        seconds = max(1, int(limits["cpu_s"] + 0.999))
-        wanted = {
-            resource.RLIMIT_AS: (memory, memory),
-            resource.RLIMIT_CPU: (seconds, seconds + 1),
-            resource.RLIMIT_FSIZE: (disk, disk),
-            resource.RLIMIT_NOFILE: (256, 256),
-            resource.RLIMIT_CORE: (0, 0),
-            resource.RLIMIT_STACK: (64 * 2**20, 64 * 2**20),
-            resource.RLIMIT_MEMLOCK: (0, 0),
-            resource.RLIMIT_MSGQUEUE: (0, 0),
-        }
-        pids = int(limits["pids"]) + self.settings.get("others", 0)  # the kernel counts all of the user's
-        wanted[resource.RLIMIT_NPROC] = (pids, pids)
-        for what, pair in wanted.items():
-            resource.setrlimit(what, pair)
-        rules = self.settings.get("rules")
-        if rules:
-            if "landlock" in rules:
-                apply_landlock(rules["landlock"])
-            machine = os.uname().machine
-            if machine not in rules["seccomp"]:
-                raise OSError(f"no system call filter for {machine}")
-            apply_seccomp(bytes.fromhex(rules["seccomp"][machine]))
 
     def feed(self, job: Job) -> None:
         if job.stdin < 0:
@@ -342,14 +309,15 @@ class Inside:
         if job.seen > job.limits["output_kb"] * 1024:
             job.why = job.why or "output_limit"
 
-    def look(self, job: Job) -> None:
-        """Ends the job if it is over, by itself or by a limit."""
+    def judge(self, job: Job) -> None:
+        """Sets `why` if a limit is passed."""
         now = time.monotonic()
         if job.why is None and now - job.began > job.limits["wall_s"]:
             job.why = "timeout"
         if job.why is None and now >= job.next_look:
             memory, seconds = self.usage()
             job.peak = max(job.peak, memory)
+            job.spent = max(job.spent, seconds)
             if memory > job.limits["memory_mb"] * 2**20:
                 job.why = "memory"
             elif seconds > job.limits["cpu_s"] + 0.5:
@@ -360,6 +328,10 @@ class Inside:
             if any(folder_size(folder, most) > most for folder in self.settings["watch_disk"]):
                 job.why = "disk"
             job.next_walk = now + max(0.1, 4 * (time.monotonic() - now))
+
+    def look(self, job: Job) -> None:
+        """Ends the job if it is over, by itself or by a limit."""
+        self.judge(job)
         if job.why is not None:
             with suppress(ProcessLookupError):
                 os.kill(job.pid, signal.SIGKILL)
@@ -445,7 +417,12 @@ class Inside:
         for folder in self.settings.get("scratch", ()):
             used = os.statvfs(folder)
             memory += (used.f_blocks - used.f_bfree) * used.f_frsize + (used.f_files - used.f_ffree) * 1024
-        return memory, ticks / TICK
+        # an orphan is handed to this process, and leaves its time here when it is taken off the process table
+        return memory, ticks / TICK + spent_by_children() - self.spent_before
+
+    def living(self) -> list[int]:
+        """Processes that are to be gone when a command has ended."""
+        return self.others()
 
     def end_all(self) -> None:
         """Kill whatever a command has left, and take it off the process table."""
@@ -465,7 +442,7 @@ class Inside:
                     if pid == 0:
                         break
             except ChildProcessError:
-                if not self.others():
+                if not self.living():
                     return
             time.sleep(0.001)
 
@@ -477,6 +454,12 @@ class Inside:
                 if seen is None or seen.si_pid == main:
                     return
                 os.waitpid(seen.si_pid, os.WNOHANG)
+
+
+def spent_by_children() -> float:
+    """Seconds of processor of all that this process has waited for: orphans of commands, and commands."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def folder_size(folder: str, enough: float) -> int:
@@ -498,6 +481,48 @@ def folder_size(folder: str, enough: float) -> int:
 def disk_full(folder: str) -> bool:
     used = os.statvfs(folder)
     return used.f_bavail == 0 or used.f_favail == 0
+
+
+def become(header: dict[str, Any], settings: dict[str, Any], env: dict[str, str]) -> None:
+    """Of a process that is ours until now: turns it into the command. Does not come back; raises OSError if the command
+    cannot be started."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.chdir(header.get("cwd") or settings["work"])
+    confine(header["limits"], settings)
+    if header.get("argv"):
+        os.execvpe(header["argv"][0], header["argv"], env)
+    os.closerange(3, 256)
+    run_here(header["source"], env)
+
+
+def confine(limits: dict[str, float], settings: dict[str, Any]) -> None:
+    """What holds for a command from here on, and for all that it starts."""
+    memory, disk = int(limits["memory_mb"]) * 2**20, max(1, int(limits["disk_mb"])) * 2**20
+    seconds = max(1, int(limits["cpu_s"] + 0.999))
+    wanted = {
+        resource.RLIMIT_AS: (memory, memory),
+        resource.RLIMIT_CPU: (seconds, seconds + 1),
+        resource.RLIMIT_FSIZE: (disk, disk),
+        resource.RLIMIT_NOFILE: (256, 256),
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_STACK: (64 * 2**20, 64 * 2**20),
+        resource.RLIMIT_MEMLOCK: (0, 0),
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+    }
+    pids = int(limits["pids"]) + settings.get("others", 0)  # the kernel counts all of the user's
+    wanted[resource.RLIMIT_NPROC] = (pids, pids)
+    for what, pair in wanted.items():
+        resource.setrlimit(what, pair)
+    rules = settings.get("rules")
+    if rules:
+        if "landlock" in rules:
+            apply_landlock(rules["landlock"])
+        machine = os.uname().machine
+        if machine not in rules["seccomp"]:
+            raise OSError(f"no system call filter for {machine}")
+        apply_seccomp(bytes.fromhex(rules["seccomp"][machine]))
 
 
 def run_here(source: str, env: dict[str, str]) -> None:
@@ -587,7 +612,7 @@ def apply_seccomp(program: bytes) -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def main(settings: dict[str, Any]) -> None:
+def serve(settings: dict[str, Any], kind: type[Inside]) -> None:
     prctl(PR_SET_DUMPABLE, 0)
     if not settings["alone"]:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -595,4 +620,8 @@ def main(settings: dict[str, Any]) -> None:
         import ctypes  # noqa: F401  here once, and not in each command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    Inside(settings).run()
+    kind(settings).run()
+
+
+def main(settings: dict[str, Any]) -> None:
+    serve(settings, Inside)

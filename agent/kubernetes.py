@@ -1,25 +1,29 @@
-"""Sandboxes in a cluster: one pod each, and in it the same process of ours that a local sandbox has.
+"""Sandboxes in a cluster: one pod each. docs/kubernetes.md says what a cluster needs for it.
 
     MOONKIT_K8S_NAMESPACE=evals moonkit ...            `auto` takes the cluster then, and nothing else turns it on
     backend("kubernetes")                              the cluster of this pod, or of ~/.kube/config or $KUBECONFIG
     await Kubernetes(image="golang:1.24", runtime_class="gvisor", pool=4).open()
 
     host ── API server: pod, NetworkPolicy, watch ──> scheduler, kubelet
-    host ── websocket "attach": channel 0 ──> process 1 of the pod = agent/inside.py ── fork, limits, exec ──> command
-    host <── channels 1 and 2, status in 3 ──      "
+    host ── "attach" ──> process 1 of the pod (agent/pod.py): limits, files, the end of all that is left
+    host ── "exec" ──> kubelet ── starts ──> the command     channel 0: stdin, with its end; 1, 2: output
+    host <── channel 3: how it ended ── kubelet <── its parent waits for it, outside the pod
 
-Process 1 is attached to, not started by "exec": no signal from inside the pod reaches it, it is handed every orphan,
-and as its stdin is open just once it ends with the connection, so that nothing runs on when the host goes. How a
-command ended is told by it alone, in frames that the command has no way to write; how the pod ended, by the API server.
-Files go through the same frames, opened part by part without following a link. The image needs a Python (from 3.9).
+How a command ended comes from channel 3 alone, which no process of the pod can write to: Success, or a return code, and
+anything else is an infra_error. The kubelet says a signal as 128 and its number, so that a command that leaves with 137
+by itself reads as killed by signal 9. Which limit ended a command, and what it used, is told by process 1: no
+signal from inside the pod reaches it, it is handed every orphan, and as its stdin is open just once it ends with the
+connection, so that nothing runs on when the host goes. A command can write to neither connection.
+
+What a Spec binds is packed on the host, unpacked by an init container, and mounted read-only (agent/archive.py).
 
 The pod meets the "restricted" standard and more: another user, drawn at random; no capabilities, no service account, a
 user namespace of its own, a read-only root, disk, memory and time of fixed size. Addresses are closed twice: by a
 NetworkPolicy that the namespace gets if it has none, and by a system call filter, which also holds where the cluster's
 network ignores policies (`reached` finds out).
 
-The namespace's role must allow: pods create, get, list, watch, delete; pods/attach create and get; networkpolicies get
-and create; events list, for reasons in error texts. Needs the extra: pip install moonkit[k8s].
+Each sandbox has API clients of its own, in the event loop that it was opened in: no two threads share one.
+Needs the extra: pip install moonkit[k8s].
 """
 
 import asyncio
@@ -30,16 +34,34 @@ import json
 import marshal
 import os
 import secrets
+import signal
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import seccomp
-from agent.sandbox import FIRST, Pool, Sandbox, SandboxError, Spec, Status, parts, ready, source_inside
+from agent import archive, seccomp
+from agent.pod import ENTER
+from agent.sandbox import (
+    FIRST,
+    GRACE,
+    Channel,
+    ExecResult,
+    Limits,
+    Pool,
+    Sandbox,
+    SandboxError,
+    Spec,
+    Status,
+    parts,
+    ready,
+    source_inside,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -47,12 +69,17 @@ if TYPE_CHECKING:
 NAMESPACE, IMAGE, RUNTIME = "MOONKIT_K8S_NAMESPACE", "MOONKIT_K8S_IMAGE", "MOONKIT_K8S_RUNTIME_CLASS"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLICY = "moonkit-sandbox"
+FILL = "fill"  # the init container that unpacks what a Spec binds
+GIVEN = "/given"  # where it does
 LABEL = "moonkit/sandbox"  # "closed" or "open": whether the pod may use the network
-CHANNELS = "v5.channel.k8s.io,v4.channel.k8s.io"
+PROTOCOL = "v5.channel.k8s.io"  # the first that can end a command's stdin; servers from 1.30 on speak it
 IN, OUT, ERR, STATUS = 0, 1, 2, 3
+CLOSE = 255
 PIECE = 32 * 2**10  # bytes of one message of the websocket: what servers use themselves
 KEPT = 64 * 2**10  # bytes of stderr and of the status channel
-ASKING = 30.0  # seconds for one answer of the API server
+ASKING = 30.0  # seconds for one answer of the API server, and for a command to be started
+WATCHING = 10.0  # seconds of one watch
+MOST_GIVEN = 2**30  # bytes of what a Spec binds
 HOPELESS = {  # reasons for which a container waits in vain
     "ImagePullBackOff",
     "InvalidImageName",
@@ -130,22 +157,208 @@ class Wire:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
+def exit_code(status: bytes) -> int:
+    """What channel 3 says of a command: the return code, 128 and a signal's number after a signal. Raises SandboxError
+    for all that is not the end of a command."""
+    try:
+        said = json.loads(status)
+        if said["status"] == "Success":
+            return 0
+        if said["reason"] == "NonZeroExitCode":
+            (code,) = (cause["message"] for cause in said["details"]["causes"] if cause["reason"] == "ExitCode")
+            if 0 < int(code) < 256:
+                return int(code)
+        reason = said.get("message") or said["reason"]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        reason = f"it said {status[:200]!r}" if status else "it did not say how the command ended"
+    raise SandboxError(f"exec failed: {str(reason)[:500]}")
+
+
+class Running:
+    """A command that "exec" runs, over its websocket. out, err: what it wrote and nobody took yet, up to its limit;
+    after that `too_much` is called and the rest is thrown away. news: set when something came."""
+
+    def __init__(self, socket: "aiohttp.ClientWebSocketResponse", most: int, too_much: Callable[[], Awaitable[None]]):
+        self._socket, self.most, self._too_much = socket, most, too_much
+        self.out, self.err = bytearray(), bytearray()
+        self.seen = 0
+        self.status = b""  # what channel 3 said
+        self.news = asyncio.Event()
+        self.ended = asyncio.create_task(self._read())
+
+    async def _read(self) -> int:
+        """Its return code."""
+        async for message in self._socket:
+            data = message.data.encode() if isinstance(message.data, str) else message.data
+            if not isinstance(data, bytes) or not data:
+                continue
+            channel, data = data[0], data[1:]
+            if channel in (OUT, ERR):
+                room = max(0, self.most - self.seen)
+                before, self.seen = self.seen, self.seen + len(data)
+                (self.out if channel == OUT else self.err).extend(data[:room])
+                if before <= self.most < self.seen:
+                    await self._too_much()
+                self.news.set()
+            elif channel == STATUS:
+                self.status += data[: KEPT - len(self.status)]
+        return exit_code(self.status)
+
+    async def feed(self, data: bytes, finish: bool = False) -> None:
+        """To its stdin. It may have ended without reading it."""
+        with contextlib.suppress(ConnectionResetError):
+            for at in range(0, len(data), PIECE):
+                await self._socket.send_bytes(bytes([IN]) + data[at : at + PIECE])
+            if finish:
+                await self._socket.send_bytes(bytes([CLOSE, IN]))
+
+    async def leave(self) -> None:
+        await self._socket.close()
+        await asyncio.gather(self.ended, return_exceptions=True)
+
+
+class PodChannel(Channel):
+    """A running command of a pod."""
+
+    def __init__(self, box: "PodSandbox", limits: Limits, running: Running):
+        super().__init__(box, limits)
+        self._running = running
+        self._kept, self.stderr = running.out, running.err
+        self.task = asyncio.create_task(self._end(box, limits))
+
+    async def _end(self, box: "PodSandbox", limits: Limits) -> None:
+        try:
+            ended = await box.result(self._running, limits)
+            # what it wrote waits for `receive`
+            self.result = ended if ended.status == "infra_error" else replace(ended, stdout=b"")
+        finally:
+            self.result = self.result or ExecResult("infra_error", stderr=b"the sandbox was closed")
+            self._running.news.set()
+
+    async def send(self, data: bytes) -> None:
+        if not self.ended:
+            await self._running.feed(data)
+
+    async def finish_input(self) -> None:
+        if not self.ended:
+            await self._running.feed(b"", finish=True)
+
+    async def kill(self) -> ExecResult:
+        if not self.ended:
+            with contextlib.suppress(SandboxError):  # its result says so, too
+                await self._box._send({"op": "kill", "why": "killed"})
+        return await self.wait()
+
+    async def _step(self) -> None:
+        await self._running.news.wait()
+        self._running.news.clear()
+
+
 class PodSandbox(Sandbox):
     """A sandbox in a pod."""
 
     def __init__(self, spec: Spec, wire: Wire, cluster: "Cluster", pod: str):
         super().__init__(spec, wire)
         self._wire, self._cluster, self.pod = wire, cluster, pod
+        self._running: Running | None = None
 
     @property
     def alive(self) -> bool:
-        return not self._wire.stdout.at_eof()
+        return not self._closed and not self._wire.stdout.at_eof()
+
+    async def _begin(self, command: dict[str, Any], limits: Limits) -> Running:
+        async def too_much() -> None:
+            with contextlib.suppress(SandboxError):  # process 1 is gone, and the command with it
+                await self._send({"op": "kill", "why": "output_limit"})
+
+        door = f"moonkit-{secrets.token_hex(16)}"
+        await self._send({"op": "expect", "door": door, **command, "limits": limits.__dict__})
+        socket = await self._cluster.exec(self.pod, ["python3", "-I", "-S", "-c", ENTER, door])
+        self._running = Running(socket, int(limits.output_kb * 1024), too_much)
+        return self._running
+
+    async def _run(self, command: dict[str, Any], stdin: bytes, limits: Limits | None) -> ExecResult:
+        limits = limits or self.spec.limits
+        async with self._lock:
+            self._usable()
+            feeding: asyncio.Task[None] | None = None
+            try:
+                running = await self._begin(command, limits)
+                feeding = asyncio.create_task(running.feed(stdin, finish=True))
+                return await self.result(running, limits)
+            except SandboxError as error:
+                return await self._failed(str(error))
+            except asyncio.CancelledError:
+                await self._fail()
+                raise
+            finally:
+                if feeding is not None:
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _spawn(self, command: dict[str, Any], limits: Limits) -> Channel:
+        try:
+            return PodChannel(self, limits, await self._begin(command, limits))
+        except (SandboxError, asyncio.CancelledError):
+            await self._fail()  # process 1 may still wait for it
+            raise
+
+    async def result(self, running: Running, limits: Limits) -> ExecResult:
+        """Of a command, when both the kubelet and process 1 have said that it ended."""
+        try:
+            code, told = await self._both(running, limits)
+        except TimeoutError:
+            why = "the sandbox did not answer in time"
+            if running.ended.done() and not running.ended.exception():
+                last = bytes(running.err[-300:]).decode(errors="replace").strip()
+                why += f"; exec ended with {running.ended.result()}: {last or 'nothing was said'}"
+            return await self._failed(why, blame=False)
+        except SandboxError as error:
+            said = running.status and running.ended.done() and running.ended.exception() is error
+            return await self._failed(str(error), blame=not said)  # the kubelet has said what it is
+        await running.leave()
+        self._running = None
+        return _result(running, code, told)
+
+    async def _both(self, running: Running, limits: Limits) -> tuple[int, dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(ASKING) as clock:
+
+            async def listen() -> dict[str, Any]:
+                while True:
+                    header, _ = await self._receive()
+                    if header["op"] == "error":
+                        raise SandboxError(header["text"])
+                    if header["op"] == "done":
+                        return header
+                    clock.reschedule(loop.time() + limits.wall_s + GRACE)  # it has begun
+
+            told = asyncio.create_task(listen())
+            waiting: set[asyncio.Task[Any]] = {told, running.ended}
+            try:
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for each in done:
+                        each.result()
+                    # the rest of its output may still be on its way
+                    clock.reschedule(loop.time() + (GRACE if running.ended.done() else ASKING))
+            finally:
+                told.cancel()
+                await asyncio.gather(told, return_exceptions=True)
+        return running.ended.result(), told.result()
+
+    async def _failed(self, why: str, blame: bool = True) -> ExecResult:
+        if self._closed:
+            return ExecResult("infra_error", stderr=b"the sandbox was closed")
+        status, text = (await self._blame() if blame else None) or ("infra_error", why)
+        await self._fail()
+        return ExecResult(status, stderr=text.encode())
 
     async def _blame(self) -> tuple[Status, str] | None:
         """Evicted for what it wrote, or out of memory: the command's doing. Else why the pod ended, as far as the API
         server or the connection said."""
         best: tuple[Status, str] | None = None
-        end = time.monotonic() + 3
+        end = time.monotonic() + (1 if self.alive else 3)
         while time.monotonic() < end:
             with contextlib.suppress(SandboxError):
                 pod = await self._cluster.pod(self.pod)
@@ -162,6 +375,10 @@ class PodSandbox(Sandbox):
         return best
 
     async def _end(self) -> None:
+        if self._running is not None:
+            await self._running.leave()
+        if isinstance(self._channel, PodChannel) and self._channel.task is not asyncio.current_task():
+            await asyncio.gather(self._channel.task, return_exceptions=True)
         await self._wire.end()
         # where the server is gone the pod ends by itself, as its stdin has ended, and `reap` takes it away later
         with contextlib.suppress(SandboxError):
@@ -169,24 +386,51 @@ class PodSandbox(Sandbox):
         await self._cluster.close()
 
 
+def _result(running: Running, code: int, told: Mapping[str, Any]) -> ExecResult:
+    """code: as the kubelet has it. told: by process 1."""
+    returncode = 128 - code if 128 < code <= 128 + signal.SIGRTMAX else code
+    truncated = running.seen > running.most
+    status: Status = told["why"] or ("output_limit" if truncated else "ok")
+    if status == "ok" and code:
+        if returncode == -signal.SIGXCPU:
+            status = "timeout"
+        elif returncode == -signal.SIGXFSZ or told["full"]:
+            status = "disk"
+        else:
+            status = "killed" if returncode < 0 else "nonzero"
+    measured = {name: told[name] for name in ("wall_s", "cpu_s", "max_rss_mb")}
+    return ExecResult(status, returncode, bytes(running.out), bytes(running.err), truncated, **measured)
+
+
 def _ended(pod: Mapping[str, Any]) -> tuple[Status, str] | None:
     """How a pod ended; None while it runs."""
     status = pod.get("status") or {}
     reason, message = status.get("reason") or "", status.get("message") or ""
-    if (
-        reason == "Evicted"
-    ):  # the pod's own limits are those of disk; a node that is short of something is no fault of it
+    if reason == "Evicted":
+        # the pod's own limits are those of disk; a node that is short of something is no fault of it
         return ("disk" if "exceed" in message and "node was low" not in message else "infra_error"), message
     if reason == "DeadlineExceeded":
         return "infra_error", f"the pod's lifetime is over: {message}"
-    for container in status.get("containerStatuses") or ():
+    for container in _containers(status):
         done = (container.get("state") or {}).get("terminated")
-        if done:
-            text = f"process 1 ended with {done.get('exitCode')} ({done.get('reason') or 'no reason'})"
+        if done and container.get("name") == FILL:
+            if done.get("exitCode"):
+                return "infra_error", f"what the sandbox is given could not be unpacked: {_how(done)}"
+        elif done:
+            text = f"process 1 ended with {_how(done)}"
             return ("memory" if done.get("reason") == "OOMKilled" else "infra_error"), text
     if status.get("phase") in ("Failed", "Succeeded"):
         return "infra_error", f"the pod has ended: {reason or status['phase']} {message}".strip()
     return None
+
+
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _how(done: Mapping[str, Any]) -> str:
+    said = (done.get("message") or "").strip().splitlines()[-1:]
+    return f"{done.get('exitCode')} ({': '.join([done.get('reason') or 'no reason', *said])})"
 
 
 class Cluster:
@@ -199,7 +443,7 @@ class Cluster:
         self._http = client.ApiClient(configuration)
         self._sockets = stream.WsApiClient(configuration, heartbeat=30)
         self.core, self.network = client.CoreV1Api(self._http), client.NetworkingV1Api(self._http)
-        self._attaching = client.CoreV1Api(self._sockets)
+        self._streams = client.CoreV1Api(self._sockets)
 
     async def close(self) -> None:
         for each in (self._http, self._sockets):
@@ -273,17 +517,21 @@ class Cluster:
                     raise SandboxError(f"pod {name} was deleted by another")
                 yield event["raw_object"]
 
-    async def started(self, name: str, seconds: float, patience: float) -> None:
-        """Until the pod runs. patience: seconds in which a node must be found, as one may be on its way."""
+    async def started(self, name: str, container: str, seconds: float, patience: float) -> None:
+        """Until a container of the pod runs. patience: seconds in which a node must be found, as one may be on its
+        way."""
         loop, waiting = asyncio.get_running_loop(), "no node has taken it"
         end = loop.time() + seconds
         try:
             async with asyncio.timeout_at(end) as clock:
                 while True:
+                    # a watch says nothing of a pod that was deleted before it
+                    if await self.pod(name) is None:
+                        raise SandboxError(f"pod {name} was deleted by another")
                     with _failing(f"pod {name}"):
-                        async with contextlib.aclosing(self.changes(name, seconds)) as changes:
+                        async with contextlib.aclosing(self.changes(name, min(seconds, WATCHING))) as changes:
                             async for pod in changes:
-                                reason, hopeless = _waits_for(pod)
+                                reason, hopeless = _waits_for(pod, container)
                                 if reason is None:
                                     return
                                 waiting = reason or waiting
@@ -306,19 +554,44 @@ class Cluster:
             return f"{found[-1].get('reason') or ''}: {found[-1].get('message') or ''}".strip(": ")
         return ""
 
-    async def attach(self, name: str) -> Wire:
-        with _failing(f"pod {name} could not be attached to"):
-            connecting = await self._attaching.connect_get_namespaced_pod_attach_without_preload_content(
-                name,
-                self.namespace,
-                container="box",
-                stdin=True,
-                stdout=True,
-                stderr=True,
-                tty=False,
-                _headers={"sec-websocket-protocol": CHANNELS},
+    async def attach(self, name: str, container: str = "box") -> Wire:
+        """The pipes of a container's first process."""
+        call = self._streams.connect_get_namespaced_pod_attach_without_preload_content
+        return Wire(await self._stream(f"pod {name} could not be attached to", call, name, container=container))
+
+    async def exec(self, name: str, command: Sequence[str]) -> "aiohttp.ClientWebSocketResponse":
+        call = self._streams.connect_get_namespaced_pod_exec_without_preload_content
+        return await self._stream(f"exec in pod {name}", call, name, container="box", command=list(command))
+
+    async def _stream(
+        self, what: str, call: Callable[..., Any], name: str, **options: Any
+    ) -> "aiohttp.ClientWebSocketResponse":
+        pipes = {"stdin": True, "stdout": True, "stderr": True, "tty": False}
+        with _failing(what):
+            connecting = await call(
+                name, self.namespace, **pipes, **options, _headers={"sec-websocket-protocol": PROTOCOL}
             )
-            return Wire(await asyncio.wait_for(connecting, ASKING))
+            return await asyncio.wait_for(connecting, ASKING)
+
+    async def fill(self, name: str, places: Sequence[Path], seconds: float) -> None:
+        """Sends what a sandbox is given to the container that unpacks it, until that has ended, well or not."""
+        with tempfile.TemporaryFile() as packed:
+            await asyncio.to_thread(archive.pack, places, packed)
+            size = packed.tell()
+            packed.seek(0)
+            wire = await self.attach(name, FILL)
+            try:
+                async with asyncio.timeout(seconds):
+                    wire.write(size.to_bytes(8, "big"))
+                    with contextlib.suppress(ConnectionResetError):  # it has ended: why is in the pod's status
+                        while piece := await asyncio.to_thread(packed.read, 2**20):
+                            wire.write(piece)
+                            await wire.drain()
+                    await wire.stderr.read()
+            except TimeoutError:
+                raise SandboxError(f"what pod {name} is given did not get there in {seconds:.0f} seconds") from None
+            finally:
+                await wire.end()
 
     async def reap(self, older_than: float | None) -> list[str]:
         """Deletes old pods of ours: see Kubernetes.reap."""
@@ -330,25 +603,31 @@ class Cluster:
         gone = []
         for pod in found:
             age = (datetime.now(UTC) - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
-            if age > (pod["spec"]["activeDeadlineSeconds"] + 60 if older_than is None else older_than):
+            most = (pod["spec"].get("activeDeadlineSeconds") or 0) + 60 if older_than is None else older_than
+            if age > most:
                 await self.delete(pod["metadata"]["name"])
                 gone.append(pod["metadata"]["name"])
         return gone
 
 
-def _waits_for(pod: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """What a pod waits for, None if it runs, and whether it waits in vain."""
+def _waits_for(pod: Mapping[str, Any], container: str) -> tuple[str | None, bool]:
+    """What a container of a pod waits for, None if it runs, and whether it waits in vain."""
     ended = _ended(pod)
     if ended is not None:
         return ended[1], True
     status = pod.get("status") or {}
-    for container in status.get("containerStatuses") or ():
-        state = container.get("state") or {}
-        if state.get("running"):
+    reason = ""
+    for each in _containers(status):
+        state = each.get("state") or {}
+        if state.get("running") and each.get("name") == container:
             return None, False
         waiting = state.get("waiting") or {}
         if waiting.get("reason"):
-            return f"{waiting['reason']}: {waiting.get('message') or ''}".strip(": "), waiting["reason"] in HOPELESS
+            reason = f"{waiting['reason']}: {waiting.get('message') or ''}".strip(": ")
+            if waiting["reason"] in HOPELESS:
+                return reason, True
+    if reason:
+        return reason, False
     for condition in status.get("conditions") or ():
         if condition.get("reason") == "Unschedulable" and condition.get("status") == "False":
             return f"Unschedulable: {condition.get('message') or ''}".strip(": "), False
@@ -379,7 +658,10 @@ def _failing(what: str) -> Iterator[None]:
     except client.ApiException as error:
         raise SandboxError(f"{what}: the API server answered {error.status} {error.reason}") from None
     except aiohttp.WSServerHandshakeError as error:
-        raise SandboxError(f"{what}: the API server answered {error.status} {error.message}") from None
+        raise SandboxError(
+            f"{what}: the API server answered {error.status} {error.message}; it must speak {PROTOCOL} (Kubernetes "
+            "1.30 or newer), and the role must allow get and create on pods/attach and pods/exec"
+        ) from None
     except (aiohttp.ClientError, OSError) as error:
         raise SandboxError(f"{what}: {error or type(error).__name__}") from None
 
@@ -404,12 +686,15 @@ def pod_of(
     lifetime_s: float = 3600.0,
     host_users: bool = False,
     probe: bool = False,
+    given: int = 0,
 ) -> dict[str, Any]:
-    """The pod of a sandbox. probe: as a closed one, but with names and addresses to try."""
+    """The pod of a sandbox. probe: as a closed one, but with names and addresses to try. given: bytes of what the spec
+    binds."""
     user = 10000 + secrets.randbelow(50000)  # the kernel counts processes by user where pods share their users
     disk, memory = max(1, int(spec.limits.disk_mb)), int(spec.limits.memory_mb) + 128  # 128: process 1 itself
     folders = {"work": "/work", "tmp": "/tmp"}
-    box = {
+    storage = 2 * disk + 64
+    box: dict[str, Any] = {
         "name": "box",
         "image": image,
         "command": ["python3", "-I", "-S", "-c", FIRST],
@@ -427,7 +712,7 @@ def pod_of(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "resources": {
-            "limits": {"cpu": str(cpu), "memory": f"{memory}Mi", "ephemeral-storage": f"{2 * disk + 64}Mi"},
+            "limits": {"cpu": str(cpu), "memory": f"{memory}Mi", "ephemeral-storage": f"{storage}Mi"},
         },
         "volumeMounts": [{"name": volume, "mountPath": place} for volume, place in folders.items()],
     }
@@ -451,6 +736,27 @@ def pod_of(
         "containers": [box],
         "volumes": [{"name": volume, "emptyDir": {"sizeLimit": f"{disk}Mi"}} for volume in folders],
     }
+    if spec.binds:
+        size = given // 2**20 + 16  # folders of the file system itself
+        storage += size
+        box["resources"]["limits"]["ephemeral-storage"] = f"{storage}Mi"
+        fill = {
+            **box,
+            "name": FILL,
+            "command": ["python3", "-I", "-S", "-c", archive.UNPACK, GIVEN],
+            "workingDir": GIVEN,
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [{"name": "given", "mountPath": GIVEN}],
+        }
+        inside["initContainers"] = [fill]
+        inside["volumes"] = [*inside["volumes"], {"name": "given", "emptyDir": {"sizeLimit": f"{size}Mi"}}]
+        box["volumeMounts"] = [
+            *box["volumeMounts"],
+            *(
+                {"name": "given", "mountPath": place, "subPath": str(number), "readOnly": True}
+                for number, place in enumerate(spec.binds)
+            ),
+        ]
     if runtime_class is not None:
         inside["runtimeClassName"] = runtime_class
     if not spec.network and not probe:
@@ -564,8 +870,11 @@ class Kubernetes:
         return Cluster(configuration, self.namespace)
 
     async def _start(self, spec: Spec, probe: bool = False) -> Sandbox:
-        if spec.binds:
-            raise SandboxError("kubernetes: folders of this machine cannot be bound into a pod; write files instead")
+        places = [Path(outside) for outside in spec.binds.values()]
+        taken = sorted({"/", "/work", "/tmp", GIVEN} & {place.rstrip("/") or "/" for place in spec.binds})
+        if taken:
+            raise SandboxError(f"kubernetes: nothing can be bound to {taken[0]}, which is the pod's own")
+        given = await asyncio.to_thread(archive.measure, places, MOST_GIVEN)
         cluster = await self._connect()
         name = f"moonkit-{uuid.uuid4().hex[:16]}"
         body = pod_of(
@@ -577,6 +886,7 @@ class Kubernetes:
             lifetime_s=self.lifetime_s,
             host_users=self.host_users,
             probe=probe,
+            given=given,
         )
         made = False
         try:
@@ -586,7 +896,10 @@ class Kubernetes:
                 self._prepared = True
             made = True
             await cluster.create(body)
-            await cluster.started(name, self.start_s, self.patience_s)
+            if places:
+                await cluster.started(name, FILL, self.start_s, self.patience_s)
+                await cluster.fill(name, places, self.start_s)
+            await cluster.started(name, "box", self.start_s, self.patience_s)
             wire = await cluster.attach(name)
         except BaseException:
             if made:
@@ -594,7 +907,7 @@ class Kubernetes:
                     await cluster.delete(name)
             await cluster.close()
             raise
-        wire.write(parts(marshal.dumps(source_inside(), 2), marshal.dumps(_settings(spec, probe), 2)))
+        wire.write(parts(marshal.dumps(_first(), 2), marshal.dumps(_settings(spec, probe), 2)))
         box = PodSandbox(spec, wire, cluster, name)
         try:
             await wire.drain()
@@ -602,6 +915,15 @@ class Kubernetes:
             await box.close()
             raise SandboxError(f"pod {name} ended: {error}") from None
         return await ready(box)
+
+
+def _first() -> str:
+    """What process 1 runs, and keeps compiled for each command."""
+    texts = [source_inside(), (Path(__file__).parent / "pod.py").read_text(encoding="utf-8")]
+    return (
+        f"codes = [compile(text, 'sandbox', 'exec', dont_inherit=True, optimize=2) for text in {texts!r}]\n"
+        "for code in codes:\n    exec(code)\nCODES += codes\n"
+    )
 
 
 def _settings(spec: Spec, probe: bool) -> dict[str, Any]:

@@ -8,7 +8,8 @@
 
     policy     (messages, tools) -> an assistant message as in OpenAI's and Kimi's format: {"role": "assistant",
                "content", "reasoning_content", "tool_calls": [{"id", "type", "function": {"name", "arguments"}}]};
-               it may be async. "usage": {"completion_tokens": n} in it counts against the budget of tokens.
+               it may be async. "usage": {"completion_tokens": n} in it counts against the budget of tokens, and
+               "finish_reason": "length" says that the message was cut off; neither stays in the conversation.
     tools      bash, create_file, insert, view, str_replace, submit: the names that Kimi's own runs of SWE-bench use
     budget     steps, seconds, tokens, length of what a tool says; a tool's error is a tool result, not the end
 
@@ -33,7 +34,7 @@ from agent.sandbox import Backend, Limits, Sandbox, SandboxError, Spec, backend,
 
 Message = dict[str, Any]
 Policy = Callable[[list[Message], list[dict[str, Any]]], Message | Awaitable[Message]]
-Ended = Literal["submitted", "finished", "steps", "time", "tokens", "policy_error", "infra_error"]
+Ended = Literal["submitted", "finished", "steps", "time", "tokens", "context", "length", "policy_error", "infra_error"]
 LARGEST_FILE = 4 * 2**20  # bytes of a file that a tool or the diff reads
 MOST_FILES = 200_000  # of a working copy, that are looked at
 LARGEST_CHANGE = 32 * 2**20  # bytes of all changed files together
@@ -87,7 +88,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """All that happened. ended: how; diff: what the working copy differs in, None for infra_error."""
+    """All that happened. ended: how; diff: what the working copy differs in, None for infra_error.
+
+    "finished": a message without a tool call; "length": such a one that was cut off at its token limit; "steps",
+    "time", "tokens": the budget; "context": the conversation no longer fits the model."""
 
     ended: Ended
     diff: str | None
@@ -95,7 +99,7 @@ class Trace:
     steps: tuple[Step, ...]
     seconds: float
     isolation: str
-    why: str = ""  # of policy_error and infra_error
+    why: str = ""  # of context, policy_error and infra_error
     left_out: tuple[str, ...] = ()  # changes that the diff cannot hold: links, files too large
 
     @property
@@ -149,6 +153,10 @@ TOOLS: tuple[dict[str, Any], ...] = (
     ),
     _tool("submit", "Say that the work is done. Nothing can be changed afterwards."),
 )
+
+
+class ContextFull(Exception):
+    """A policy raises it when the conversation has outgrown its context. The trace ends; what was done counts."""
 
 
 class ToolError(Exception):
@@ -502,17 +510,19 @@ async def _loop(
             return "time", ""
         start = time.monotonic()
         try:
-            message = await asyncio.wait_for(_ask(policy, [dict(each) for each in messages]), left)
+            message = await asyncio.wait_for(_ask(policy, [dict(each) for each in messages], TOOLS), left)
             calls = _calls(message)
         except TimeoutError:
             return "time", "the policy did not answer in time"
+        except ContextFull as error:
+            return "context", str(error)
         except SandboxError:
             raise
         except Exception as error:  # noqa: BLE001  a policy is anyone's code, and its failure is what the trace reports
             return "policy_error", f"{type(error).__name__}: {error}"
         usage = message.get("usage") or {}
         tokens = int(usage.get("completion_tokens") or 0)
-        messages.append({key: value for key, value in message.items() if key != "usage"})
+        messages.append({key: value for key, value in message.items() if key not in ("usage", "finish_reason")})
         seconds = time.monotonic() - start
         done: list[Call] = []
         submitted = False
@@ -533,21 +543,27 @@ async def _loop(
         if submitted:
             return "submitted", ""
         if not calls:
-            return "finished", ""
+            return ("length" if message.get("finish_reason") == "length" else "finished"), ""
         if budget.tokens is not None and sum(step.tokens for step in steps) >= budget.tokens:
             return "tokens", ""
     return "steps", ""
 
 
-async def _ask(policy: Policy, messages: list[Message]) -> Message:
-    tools = [dict(tool) for tool in TOOLS]
+async def _ask(policy: Policy, messages: list[Message], tools: Sequence[dict[str, Any]]) -> Message:
+    own = [dict(tool) for tool in tools]
     answer: Any
     if inspect.iscoroutinefunction(policy):
-        answer = policy(messages, tools)
+        answer = policy(messages, own)
     else:
         call: Callable[..., Any] = policy
-        answer = await asyncio.to_thread(call, messages, tools)
+        answer = await asyncio.to_thread(call, messages, own)
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def answer(policy: Policy, messages: Sequence[Message], seconds: float) -> Message:
+    """One message of a policy, without tools. Raises TimeoutError when the seconds are over, and what it raises."""
+    with running() as loop:
+        return loop.run(asyncio.wait_for(_ask(policy, [dict(each) for each in messages], ()), max(0.0, seconds)))
 
 
 def solve(policy: Policy, task: str | Sequence[Message], files: Tree, **options: Any) -> Trace:

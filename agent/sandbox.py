@@ -213,12 +213,11 @@ class Sandbox:
         if (argv is None) == (source is None):
             raise ValueError("spawn takes argv or source, one of them")
         command = {"source": source} if argv is None else {"argv": list(argv)}
-        limits = limits or self.spec.limits
         async with self._lock:
             self._usable()
-            header = {"op": "spawn", **command, "env": dict(env or {}), "cwd": cwd, "limits": limits.__dict__}
-            await self._send(header)
-            self._channel = Channel(self, limits)
+            self._channel = await self._spawn(
+                {**command, "env": dict(env or {}), "cwd": cwd}, limits or self.spec.limits
+            )
             return self._channel
 
     async def write(self, files: Mapping[str, bytes]) -> None:
@@ -265,6 +264,10 @@ class Sandbox:
             if header["op"] == "error":
                 return ExecResult("infra_error", stderr=header["text"].encode())
             return _result(header, payload)
+
+    async def _spawn(self, command: dict[str, Any], limits: Limits) -> "Channel":
+        await self._send({"op": "spawn", **command, "limits": limits.__dict__})
+        return Channel(self, limits)
 
     async def _ask(self, header: dict[str, Any], payload: bytes, wanted: str) -> tuple[dict[str, Any], bytes]:
         async with self._lock:

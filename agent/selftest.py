@@ -559,7 +559,7 @@ time.sleep(0.2)
         "own",
         """
 import os, signal
-for pid in (-1, 1, os.getppid()):
+for pid in (-1, 1, os.getppid() or 1):  # 0, for a parent outside, would be itself
     for number in (signal.SIGSTOP, signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
         try:
             os.kill(pid, number)

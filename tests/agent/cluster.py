@@ -3,18 +3,23 @@
     with Cluster(folder) as cluster:        KUBECONFIG=cluster.config reaches it, MOONKIT_K8S_NAMESPACE=tests
         cluster.pods, cluster.policies, cluster.asked        what it holds, and every request it got
 
-It knows pods (create, get, list, watch, delete), network policies, events, and attach over a websocket of
-v5.channel.k8s.io. It refuses pods that are not hardened, as an admission controller would. The image's name says what
-becomes of a pod: "missing" is not found, "nowhere" fits no node, "late" finds one after a while, "broken" has no
-Python. With network=True it ignores policies, as clusters without a fitting network do.
+It knows pods (create, get, list, watch, delete) with init containers, network policies, events, and attach and exec
+over websockets of v5.channel.k8s.io. As a kubelet does, exec starts a process in the namespaces of the pod whose parent
+is outside (ENTERING), ends its stdin when channel 0 is closed, waits for it and for the ends of its output, and says on
+channel 3 how it ended, a signal as 128 and its number. It refuses pods that are not hardened, as an admission
+controller would. The image's name says what becomes of a pod: "missing" is not found, "nowhere" fits no node, "late"
+finds one after a while, "broken" has no Python. With network=True it ignores policies, as clusters without a fitting
+network do.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,15 +29,45 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from agent.sandbox import Spec, _drop, _namespaces, find_python
+from agent.sandbox import NOBODY, Spec, _drop, _namespaces, find_python
 
 CHANNEL = "v5.channel.k8s.io"
+
+# PID PROGRAM...: runs a program in the namespaces of a process, as its user, and ends as it does.
+ENTERING = """import ctypes,fcntl,os,sys
+libc=ctypes.CDLL(None,use_errno=True)
+pid=sys.argv[1]
+def enter(fd):
+    if libc.setns(fd,0):
+        raise OSError(ctypes.get_errno(),"setns")
+own=lambda name:os.stat(f"/proc/self/ns/{name}").st_ino==os.stat(f"/proc/{pid}/ns/{name}").st_ino
+names=[name for name in ("pid","mnt","net","ipc","uts","cgroup") if not own(name)]
+spaces=[os.open(f"/proc/{pid}/ns/{name}",os.O_RDONLY) for name in names]
+user=os.open(f"/proc/{pid}/ns/user",os.O_RDONLY)
+enter(fcntl.ioctl(spaces[0],0xb701))  # NS_GET_USERNS: bubblewrap makes two, and the outer one owns the others
+for fd in spaces:
+    enter(fd)
+enter(user)
+child=os.fork()
+if child==0:
+    libc.prctl(38,1,0,0,0)  # PR_SET_NO_NEW_PRIVS
+    os.setsid()
+    os.chdir("/work")
+    os.execvp(sys.argv[2],sys.argv[2:])
+null=os.open("/dev/null",os.O_RDWR)
+for fd in (0,1,2):
+    os.dup2(null,fd)
+ended=os.waitpid(child,0)[1]
+os._exit(128+os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else os.WEXITSTATUS(ended))"""
 
 
 @dataclass
 class Pod:
     body: dict[str, Any]
-    process: asyncio.subprocess.Process | None = None
+    process: asyncio.subprocess.Process | None = None  # of the container "box"
+    filling: asyncio.subprocess.Process | None = None  # of the init container
+    log: bytes = b""  # of the init container
+    given: Path | None = None
     inner: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     version: int = 1
@@ -45,32 +80,37 @@ class Pod:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    def state(self, **state: Any) -> None:
-        self.becomes(containerStatuses=[{"name": "box", "image": "x", "ready": "running" in state, "state": state}])
+    def state(self, container: str = "box", **state: Any) -> None:
+        kind = "containerStatuses" if container == "box" else "initContainerStatuses"
+        self.becomes(**{kind: [{"name": container, "image": "x", "ready": "running" in state, "state": state}]})
 
 
 def faults(pod: dict[str, Any]) -> list[str]:
     """What the "restricted" standard and we ask of a pod, and this one lacks."""
     spec = pod["spec"]
-    (box,) = spec["containers"]
-    outer, inner = spec.get("securityContext", {}), box.get("securityContext", {})
-    limits = box.get("resources", {}).get("limits", {})
+    outer = spec.get("securityContext", {})
+    found = []
+    for box in (*spec.get("initContainers", ()), *spec["containers"]):
+        inner, limits = box.get("securityContext", {}), box.get("resources", {}).get("limits", {})
+        asked = {
+            "user": outer.get("runAsUser", 0) > 0 and outer.get("runAsNonRoot") and inner.get("runAsNonRoot"),
+            "seccomp": outer.get("seccompProfile") == inner.get("seccompProfile") == {"type": "RuntimeDefault"},
+            "capabilities": inner.get("capabilities") == {"drop": ["ALL"]},
+            "privileges": inner.get("allowPrivilegeEscalation") is False and not inner.get("privileged"),
+            "root": inner.get("readOnlyRootFilesystem") is True,
+            "limits": {"cpu", "memory", "ephemeral-storage"} <= set(limits),
+            "stdin": box.get("stdin") is True and box.get("stdinOnce") is True and not box.get("tty"),
+        }
+        found += [name for name, holds in asked.items() if not holds]
     asked = {
-        "user": outer.get("runAsUser", 0) > 0 and outer.get("runAsNonRoot") and inner.get("runAsNonRoot"),
-        "seccomp": outer.get("seccompProfile") == inner.get("seccompProfile") == {"type": "RuntimeDefault"},
-        "capabilities": inner.get("capabilities") == {"drop": ["ALL"]},
-        "privileges": inner.get("allowPrivilegeEscalation") is False and not inner.get("privileged"),
-        "root": inner.get("readOnlyRootFilesystem") is True,
         "account": spec.get("automountServiceAccountToken") is False and spec.get("enableServiceLinks") is False,
         "users": spec.get("hostUsers") is False,
         "host": not (spec.get("hostNetwork") or spec.get("hostPID") or spec.get("hostIPC")),
-        "limits": {"cpu", "memory", "ephemeral-storage"} <= set(limits),
         "volumes": all("sizeLimit" in volume.get("emptyDir", {}) for volume in spec["volumes"]),
         "end": spec.get("restartPolicy") == "Never" and spec.get("activeDeadlineSeconds", 0) > 0,
         "labels": pod["metadata"]["labels"].get("moonkit/sandbox") in ("open", "closed"),
-        "stdin": box.get("stdin") is True and box.get("stdinOnce") is True and not box.get("tty"),
     }
-    return [name for name, holds in asked.items() if not holds]
+    return found + [name for name, holds in asked.items() if not holds]
 
 
 class Cluster:
@@ -83,6 +123,9 @@ class Cluster:
         self.events: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.bodies: list[dict[str, Any]] = []  # of all pods that were made
+        self.protocols: tuple[str, ...] = (CHANNEL,)
+        self.says: bytes | None = None  # on channel 3, in place of the truth
+        self.refuses_exec = False
         self.loop = asyncio.new_event_loop()
         self.port = 0
         self._runner: web.AppRunner | None = None
@@ -127,6 +170,7 @@ class Cluster:
         app.router.add_get(pods + "/{name}", self._read)
         app.router.add_delete(pods + "/{name}", self._delete)
         app.router.add_get(pods + "/{name}/attach", self._attach)
+        app.router.add_get(pods + "/{name}/exec", self._exec)
         app.router.add_get("/api/v1/namespaces/tests/events", self._events)
         app.router.add_post(policies, self._policy)
         app.router.add_get(policies + "/{name}", self._policy)
@@ -201,10 +245,38 @@ class Cluster:
             event = {"reason": "FailedCreatePodSandBox", "message": "user namespaces are not supported"}
             self.events.append({"metadata": {"name": "e"}, "involvedObject": {}, **event})
             return
-        await self._start(pod)
+        if "initContainers" in pod.body["spec"]:
+            (box,) = pod.body["spec"]["initContainers"]
+            pod.given = Path(tempfile.mkdtemp(prefix="moonkit-given-"))
+            if os.geteuid() == 0:
+                os.chown(pod.given, NOBODY, NOBODY)
+            pod.filling, _ = await self._contain(pod, box)
+            pod.state(box["name"], running={"startedAt": "now"})
+            code = await pod.filling.wait()
+            ended = {"exitCode": code, "reason": "Error" if code else "Completed"}
+            if code and box["terminationMessagePolicy"] == "FallbackToLogsOnError":
+                assert pod.filling.stderr is not None, "made with pipes"
+                ended["message"] = (pod.log + await pod.filling.stderr.read()).decode()
+            pod.state(box["name"], terminated=ended)
+            if code:
+                pod.becomes(phase="Failed")
+                return
+        pod.process, pod.inner = await self._contain(pod, pod.body["spec"]["containers"][0])
+        pod.becomes(phase="Running")
+        pod.state(running={"startedAt": "now"})
+        code = await pod.process.wait()
+        if pod.body["status"]["phase"] == "Running":
+            pod.becomes(phase="Failed" if code else "Succeeded")
+            pod.state(terminated={"exitCode": code, "reason": "Error" if code else "Completed"})
 
-    async def _start(self, pod: Pod) -> None:
-        box = pod.body["spec"]["containers"][0]
+    def _environment(self) -> dict[str, str]:
+        python = find_python()
+        assert python is not None
+        path = f"{'/opt/py' if python.prefix else '/usr'}/bin:/usr/bin:/bin"
+        return {"PATH": path, "KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(self.port)}
+
+    async def _contain(self, pod: Pod, box: dict[str, Any]) -> tuple[asyncio.subprocess.Process, int]:
+        """A container: its process, and the number of what is process 1 in it."""
         python = find_python()
         assert python is not None
         command = list(box["command"])
@@ -213,15 +285,19 @@ class Cluster:
         elif command[0] == "python3":
             command[0] = "/opt/py/bin/" + Path(python.path).name if python.prefix else python.path
         size = int(pod.body["spec"]["volumes"][0]["emptyDir"]["sizeLimit"].removesuffix("Mi"))
-        options = _namespaces(Spec(network=self.network), python.prefix)
+        *options, remount, root = _namespaces(Spec(network=self.network), python.prefix)
         options = [str((size + 64) * 2**20) if part == str(64 * 2**20) else part for part in options]
-        options += ["--setenv", "PATH", f"{'/opt/py' if python.prefix else '/usr'}/bin:/usr/bin:/bin"]
-        options += ["--setenv", "KUBERNETES_SERVICE_HOST", "127.0.0.1"]
-        options += ["--setenv", "KUBERNETES_SERVICE_PORT", str(self.port)]
+        for mount in box["volumeMounts"]:
+            if mount["name"] == "given":
+                kind = "--ro-bind" if mount.get("readOnly") else "--bind"
+                options += [kind, f"{pod.given}/{mount.get('subPath', '')}", mount["mountPath"]]
+        options += [remount, root]
+        for name, value in self._environment().items():
+            options += ["--setenv", name, value]
         read, write = os.pipe()
-        pod.process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *_drop(),
-            *["bwrap", *options, "--info-fd", str(write), "--chdir", "/work", "--", *command],
+            *["bwrap", *options, "--info-fd", str(write), "--chdir", box["workingDir"], "--", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -232,25 +308,29 @@ class Cluster:
         )
         os.close(write)
         with os.fdopen(read) as file:
-            pod.inner = json.loads(await asyncio.to_thread(file.read) or '{"child-pid": 0}')["child-pid"]
-        pod.becomes(phase="Running")
-        pod.state(running={"startedAt": "now"})
-        code = await pod.process.wait()
-        if pod.body["status"]["phase"] == "Running":
-            pod.becomes(phase="Failed" if code else "Succeeded")
-            pod.state(terminated={"exitCode": code, "reason": "Error" if code else "Completed"})
+            return process, json.loads(await asyncio.to_thread(file.read) or '{"child-pid": 0}')["child-pid"]
 
     async def kill(self, pod: Pod) -> None:
+        if pod.filling is not None and pod.filling.returncode is None:
+            pod.filling.kill()
+            await pod.filling.wait()
         if pod.process is not None and pod.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pod.inner, signal.SIGKILL)
             await pod.process.wait()
+        if pod.given is not None:
+            shutil.rmtree(pod.given, ignore_errors=True)
 
     async def clear(self) -> None:
         for pod in self.pods.values():
             await self.kill(pod)
         self.pods.clear()
         self.events.clear()
+
+    async def vanish(self, name: str) -> None:
+        pod = self.pods.pop(name)
+        pod.changed.set()
+        await self.kill(pod)
 
     async def evict(self, name: str, message: str) -> None:
         pod = self.pods[name]
@@ -291,6 +371,9 @@ class Cluster:
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(pod.changed.wait(), 1)
+        if seen:
+            with contextlib.suppress(ConnectionError):
+                await answer.write(json.dumps({"type": "DELETED", "object": pod.body}).encode() + b"\n")
         return answer
 
     async def _read(self, request: web.Request) -> web.Response:
@@ -298,45 +381,85 @@ class Cluster:
         return _refusal(404, "not found") if pod is None else web.json_response(pod.body)
 
     async def _delete(self, request: web.Request) -> web.Response:
-        pod = self.pods.pop(request.match_info["name"], None)
+        pod = self.pods.get(request.match_info["name"])
         if pod is None:
             return _refusal(404, "not found")
-        pod.changed.set()
-        await self.kill(pod)
+        await self.vanish(request.match_info["name"])
         return web.json_response(pod.body)
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
         pod = self.pods.get(request.match_info["name"])
-        if pod is None or pod.process is None:
+        process = None if pod is None else pod.process if request.query["container"] == "box" else pod.filling
+        if pod is None or process is None:
             return _refusal(404, "not found")
-        process = pod.process
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        socket = web.WebSocketResponse(protocols=(CHANNEL,), max_msg_size=0)
-        await socket.prepare(request)
+        assert process.stdin is not None, "made with pipes"
+        socket = await self._stream(request)
         pod.socket = socket
-
-        async def pass_on(stream: asyncio.StreamReader, channel: int) -> None:
-            while data := await stream.read(2**15):
-                await socket.send_bytes(bytes([channel]) + data)
-
-        async def end() -> None:
-            await asyncio.gather(pass_on(process.stdout, 1), pass_on(process.stderr, 2))  # type: ignore[arg-type]
-            await process.wait()
-            await socket.send_bytes(b"\x03" + json.dumps({"metadata": {}, "status": "Success"}).encode())
-            await socket.close()
-
-        ending = asyncio.ensure_future(end())
-        with contextlib.suppress(ConnectionError):
-            async for message in socket:
-                if message.type is WSMsgType.BINARY and message.data[:1] == b"\x00":
-                    process.stdin.write(message.data[1:])
-                    await process.stdin.drain()
-                elif message.data == b"\xff\x00":
-                    process.stdin.close()
+        said = {"metadata": {}, "status": "Success"}
+        ending = asyncio.ensure_future(self._pass_on(process, socket, lambda _: said, pod))
+        await _take(process.stdin, socket)
         process.stdin.close()  # stdinOnce
         ending.cancel()
         await asyncio.gather(ending, return_exceptions=True)
         return socket
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        pod, python = self.pods.get(request.match_info["name"]), find_python()
+        if self.refuses_exec:
+            return _refusal(403, "pods is forbidden")
+        if pod is None or request.query.get("container") != "box":
+            return _refusal(404, "not found")
+        if pod.process is None or pod.process.returncode is not None:
+            return _refusal(500, 'unable to upgrade connection: container not found ("box")')
+        assert python is not None
+        socket = await self._stream(request)
+        command = request.query.getall("command")
+        if command[0] == "python3":
+            command[0] = "/opt/py/bin/" + Path(python.path).name if python.prefix else python.path
+        process = await asyncio.create_subprocess_exec(
+            *[*_drop(), python.path, "-I", "-S", "-c", ENTERING, str(pod.inner), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environment(),
+            cwd="/",
+            start_new_session=True,
+        )
+        assert process.stdin is not None, "made with pipes"
+        ending = asyncio.ensure_future(self._pass_on(process, socket, _of_exec))
+        self._tasks.add(ending)  # goes on without the client
+        ending.add_done_callback(self._tasks.discard)
+        await _take(process.stdin, socket)
+        process.stdin.close()
+        return socket
+
+    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+        asked = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
+        if not set(asked) & set(self.protocols):
+            raise web.HTTPBadRequest(text="no such protocol")
+        socket = web.WebSocketResponse(protocols=self.protocols, max_msg_size=0)
+        await socket.prepare(request)
+        return socket
+
+    async def _pass_on(
+        self, process: asyncio.subprocess.Process, socket: web.WebSocketResponse, status: Any, pod: Pod | None = None
+    ) -> None:
+        """Output until all who hold it are gone, then how the process ended."""
+
+        async def each(stream: asyncio.StreamReader, channel: int) -> None:
+            while data := await stream.read(2**15):
+                if pod is not None and process is pod.filling:
+                    pod.log += data
+                with contextlib.suppress(ConnectionError):
+                    await socket.send_bytes(bytes([channel]) + data)
+
+        assert process.stdout is not None and process.stderr is not None, "made with pipes"
+        await asyncio.gather(each(process.stdout, 1), each(process.stderr, 2))
+        said = json.dumps(status(await process.wait())).encode() if self.says is None else self.says
+        with contextlib.suppress(ConnectionError):
+            if said:
+                await socket.send_bytes(b"\x03" + said)
+            await socket.close()
 
     # ---- the rest
 
@@ -356,6 +479,32 @@ class Cluster:
         for pod in self.pods.values():
             made = datetime.now(UTC) - timedelta(seconds=seconds)
             pod.body["metadata"]["creationTimestamp"] = f"{made:%Y-%m-%dT%H:%M:%SZ}"
+
+
+async def _take(stdin: asyncio.StreamWriter, socket: web.WebSocketResponse) -> None:
+    """What comes on channel 0, until the client is gone."""
+    async for message in socket:
+        if message.type in (WSMsgType.BINARY, WSMsgType.TEXT):
+            data = message.data.encode() if isinstance(message.data, str) else message.data
+            with contextlib.suppress(ConnectionError):
+                if data[:1] == b"\x00":
+                    stdin.write(data[1:])
+                    await stdin.drain()
+                elif data == b"\xff\x00":
+                    stdin.close()
+
+
+def _of_exec(code: int) -> dict[str, Any]:
+    """As a kubelet writes it."""
+    if code == 0:
+        return {"metadata": {}, "status": "Success"}
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "message": f"command terminated with non-zero exit code: exit status {code}",
+        "reason": "NonZeroExitCode",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
+    }
 
 
 def _refusal(status: int, message: str) -> web.Response:
