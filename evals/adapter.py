@@ -542,11 +542,11 @@ class Moonkit(TemplateLM):
         return replies(self, requests, disable_tqdm)
 
     def produce(self, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
-        """Batches by tokens, of questions with the same options; the longest first."""
-        groups: dict[Options, list[Question]] = defaultdict(list)
+        """Batches by tokens, task by task and of questions with the same options; the longest first."""
+        groups: dict[tuple[str, Options], list[Question]] = defaultdict(list)
         for question in asked:
-            groups[question.options].append(question)
-        for options, group in groups.items():
+            groups[str(question.request.task_name), question.options].append(question)
+        for (_, options), group in groups.items():
             group.sort(key=lambda question: -len(question.context))
             room = min(options.max_tokens, REPLY_ROOM)
             batch: list[tuple[Question, Prompt]] = []

@@ -283,7 +283,11 @@ class Server:
         return Writer(LONGEST_ANSWER, self.mine).write(value)
 
     def mine(self, value: Any) -> str | None:
-        """An object that stays here; the judge gets its number, and asks for what it wants of it."""
+        """An object that stays here; the judge gets its number, and asks for what it wants of it. A number of numpy's
+        is the plain one that it equals."""
+        kind = type(value)
+        if kind.__module__ == "numpy" and hasattr(kind, "item") and getattr(value, "shape", None) == ():
+            return self.written(value.item())
         for number, given in self.given.items():
             if given is value:
                 return f'["k",{number}]'

@@ -23,6 +23,10 @@ gold: a reference solution, as an answer would be. It is run first, in the same 
 task is broken (ValueError); the candidate may use FACTOR times its processor time, or FLOOR seconds. Without a
 reference gold is None and data["unchecked"] is True.
 
+An answer that names numpy is run with this program's numpy, where the sandbox's Python is of the same version: bound
+read-only into a sandbox of its own. Tests see plain values; numpy's own functions in them are played by evals/judge.py,
+so that no array of a candidate's is ever made beside what is expected.
+
 Of a reply the last block of Python counts that defines the function, or continues the prompt; without a block, the
 text. It is taken apart in the sandbox: hostile text can break the compiler. Score 1 if every test passes, else 0.
 Evidence: passed, of, error, status ("passed", "failed", "timeout", "memory", "exited", "output_limit", ...), cpu_s.
@@ -35,17 +39,29 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.sandbox import Backend, Channel, ExecResult, Limits, Sandbox, SandboxError, backend, find_python, running
+from agent.sandbox import (
+    Backend,
+    Channel,
+    ExecResult,
+    Limits,
+    Sandbox,
+    SandboxError,
+    Spec,
+    backend,
+    find_python,
+    running,
+)
 from evals.values import Writer, read
 
 T = TypeVar("T")
@@ -171,11 +187,53 @@ def _program(name: str, local: bool, ending: str) -> str:
                 raise SandboxError(f"{python.path} cannot compile the grader's program: {done.stderr[-300:]}")
             code = f"marshal.loads({done.stdout.strip()})"
         text += f"{each} = module('evals.{each}', {code})\n"
-    return text + ending.replace("main", f"{name}.main")
+    return text + ending.replace("main()", f"{name}.main()")
 
 
 def _inside(name: str, ending: str = "main()") -> str:
     return _program(name, sandboxes().backend.name in ("bwrap", "landlock", "none"), ending)
+
+
+# an answer may import numpy: this program's own, from its folder alone, after everything that Python itself finds
+OFFER = """
+class Numpy:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "numpy":
+            from importlib.util import spec_from_file_location as found
+            return found(name, {place!r} + "/__init__.py", submodule_search_locations=[{place!r}])
+sys.meta_path.append(Numpy)
+"""
+NUMPY = "/opt/numpy"
+
+
+@lru_cache(maxsize=1)
+def _numpy() -> Path | None:
+    """The folder of numpy where the sandbox's Python can load it: it is compiled for one version of Python."""
+    from importlib.util import find_spec
+
+    spec, python = find_spec("numpy"), find_python()
+    if spec is None or spec.origin is None or python is None:
+        return None
+    asked = [python.path, "-I", "-S", "-c", "import sys; print(sys.implementation.cache_tag)"]
+    said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    return Path(spec.origin).resolve().parent if said == sys.implementation.cache_tag else None
+
+
+def _offered(own: Sandboxes, texts: Iterable[str]) -> tuple[Spec | None, str]:
+    """A sandbox with numpy in it, read-only, and the program that lets it be imported, for answers that name it.
+
+    Others get what is kept started, without: an open sandbox cannot be given another folder.
+    """
+    folder = _numpy() if own.backend.name in ("bwrap", "landlock", "none") else None
+    if folder is None or not any("numpy" in text for text in texts):
+        return None, ""
+    binds = {f"{NUMPY}/numpy": str(folder)}
+    libraries = folder.with_name("numpy.libs")  # where a wheel has them
+    if libraries.is_dir():
+        binds[f"{NUMPY}/numpy.libs"] = str(libraries)
+    place = f"{NUMPY}/numpy" if own.backend.name == "bwrap" else str(folder)
+    return Spec(binds=binds, env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}), OFFER.format(place=place)
 
 
 def blocks(said: str) -> list[str]:
@@ -250,10 +308,11 @@ async def _trial(own: Sandboxes, order: Mapping[str, Any], program: Mapping[str,
     judge_box = await own.take_judge()
     sound = False
     try:
-        async with await own.backend.open() as box:
+        spec, offer = _offered(own, [*(program.get("options") or [program["program"]]), str(program.get("prompt", ""))])
+        async with await own.backend.open(spec) as box:
             judging = replace(limits, wall_s=limits.wall_s + 20, cpu_s=limits.cpu_s + 20, memory_mb=2048)
             judge = await judge_box.spawn(source=_inside("judge"), limits=judging)
-            candidate = await box.spawn(source=_inside("candidate"), limits=limits)
+            candidate = await box.spawn(source=_inside("candidate", offer + "main()"), limits=limits)
             await _send(judge, Writer(LARGEST_FRAME // 2).write(dict(order)).encode("ascii"))
             await _send(candidate, Writer(LARGEST_FRAME // 2).write(dict(program)).encode("ascii"))
             verdict = await _relay(judge, candidate)
@@ -341,9 +400,10 @@ async def _run_all(
     own: Sandboxes, io: list[Mapping[str, Any]], order: Mapping[str, Any], limits: Limits, tolerance: float
 ) -> Outcome:
     text = Writer(LARGEST_FRAME // 2).write(dict(order))
-    source = _inside("candidate", "pass") + f"\ncandidate.run_program(values.read({text!r}))\n"
+    spec, offer = _offered(own, order["options"])
+    source = _inside("candidate", offer + "pass") + f"\ncandidate.run_program(values.read({text!r}))\n"
     cpu = wall = 0.0
-    async with await own.backend.open() as box:
+    async with await own.backend.open(spec) as box:
         for at, each in enumerate(io):
             result = await box.python(source, stdin=str(each["input"]).encode(), limits=limits)
             if result.status == "infra_error":

@@ -18,7 +18,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,33 +228,18 @@ class Endpoint(LM):
         return payload
 
     def _one(self, client: "httpx.Client", question: Question) -> Answer:
-        import httpx
-
         payload = self._payload(question)
         started = time.perf_counter()
-        for attempt in range(self.retries + 1):
-            wait_s = min(LONGEST_PAUSE, self.pause * 2**attempt) * (0.5 + random.random() / 2)
-            try:
-                response = client.post(self.url, json=payload)
-            except httpx.TransportError as error:
-                trouble = EndpointError(f"{self.url}: {type(error).__name__} {error}".strip())
-            else:
-                if response.status_code == 200:
-                    self.usage["requests"] += 1
-                    return self._read(response, question, started)
-                trouble = EndpointError(f"HTTP {response.status_code}: {_said(response)}", response.status_code)
-                if response.status_code not in AGAIN:
-                    if response.status_code == 401 and not self._key:
-                        raise EndpointError(f"{trouble} (no key: {self._key_name} is not set)", 401)
-                    raise trouble
-                wait_s = _retry_after(response.headers) or wait_s
-            if attempt == self.retries:
-                break
+
+        def again(trouble: EndpointError, wait_s: float) -> bool:
             self.usage["retries"] += 1
             log.info("%s: %s; again in %.1f s", question.where, trouble, wait_s)
-            if self._stop.wait(wait_s):
-                break
-        raise EndpointError(f"{trouble} (after {attempt + 1} tries)", trouble.status)
+            return not self._stop.wait(wait_s)
+
+        no_key = "" if self._key else self._key_name
+        response = post(client, self.url, payload, self.retries, self.pause, again, no_key)
+        self.usage["requests"] += 1
+        return self._read(response, question, started)
 
     def _read(self, response: "httpx.Response", question: Question, started: float) -> Answer:
         try:
@@ -289,6 +274,39 @@ class Endpoint(LM):
         return Answer(
             text if short is None else short, thinking, "stop" if short is not None else reason, tokens, seconds
         )
+
+
+def post(
+    client: "httpx.Client",
+    url: str,
+    payload: Mapping[str, Any],
+    retries: int,
+    pause: float,
+    again: Callable[[EndpointError, float], bool],
+    no_key: str = "",
+) -> "httpx.Response":
+    """One request, tried again where that may help. again(trouble, seconds) waits, and says whether to go on; no_key:
+    the variable that holds no key. Raises EndpointError for one that fails for good."""
+    import httpx
+
+    for attempt in range(retries + 1):
+        wait_s = min(LONGEST_PAUSE, pause * 2**attempt) * (0.5 + random.random() / 2)
+        try:
+            response = client.post(url, json=payload)
+        except httpx.TransportError as error:
+            trouble = EndpointError(f"{url}: {type(error).__name__} {error}".strip())
+        else:
+            if response.status_code == 200:
+                return response
+            trouble = EndpointError(f"HTTP {response.status_code}: {_said(response)}", response.status_code)
+            if response.status_code not in AGAIN:
+                if response.status_code == 401 and no_key:
+                    raise EndpointError(f"{trouble} (no key: {no_key} is not set)", 401)
+                raise trouble
+            wait_s = _retry_after(response.headers) or wait_s
+        if attempt == retries or not again(trouble, wait_s):
+            break
+    raise EndpointError(f"{trouble} (after {attempt + 1} tries)", trouble.status)
 
 
 def _said(response: "httpx.Response") -> str:

@@ -55,7 +55,8 @@ def close_to(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-07, atol: float = 0.0, **rest: Any) -> None:
-    assert close_to(a, b, rtol, atol, equal_nan=True), "not close enough"
+    if not close_to(a, b, rtol, atol, equal_nan=True):  # an assert is gone where this is compiled without them
+        raise AssertionError("not close enough")
 
 
 def stand_in_for_numpy() -> None:

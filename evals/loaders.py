@@ -297,11 +297,15 @@ def math500(source: Source) -> Iterator[Item]:
 
 
 @loader
-def ifeval(source: Source) -> Iterator[Item]:
+def ifeval(source: Source, language: str = "en") -> Iterator[Item]:
     """input_data.jsonl or en_input_data.jsonl, rows:
-    {"key", "prompt", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    {"key", "prompt", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}; for another language (option
+    language: es, fr, ja) es_input_data.jsonl with "es:punctuation:..." and so on
     """
-    for row in source.rows("input_data.jsonl*", "en_input_data.jsonl*", "ifeval_input_data.jsonl*", "*.jsonl*"):
+    files: tuple[str, ...] = (f"{language}_input_data.jsonl*",)
+    if language == "en":
+        files = ("input_data.jsonl*", *files, "ifeval_input_data.jsonl*", "*.jsonl*")
+    for row in source.rows(*files):
         wanted = [str(name).removeprefix("en:") for name in row.list("instruction_id_list")]
         kwargs = row.list("kwargs")
         if not wanted or len(wanted) != len(kwargs) or not all(isinstance(one, dict) for one in kwargs):
@@ -309,7 +313,7 @@ def ifeval(source: Source) -> Iterator[Item]:
         given = [{key: value for key, value in one.items() if value is not None} for one in kwargs]
         prompt = row.text("prompt")
         data = {"prompt": prompt, "instruction_id_list": wanted, "kwargs": given, "strict": True}
-        name = f"ifeval/{row.text('key')}"
+        name = f"ifeval/{row.text('key')}" if language == "en" else f"ifeval/{language}/{row.text('key')}"
         yield Item(name, Task("constraints", None, data), {"prompt": prompt}, row.where, answer=", ".join(wanted))
 
 
@@ -496,15 +500,17 @@ def ocrbench(source: Source) -> Iterator[Item]:
 
 @loader
 def chartqa(source: Source) -> Iterator[Item]:
-    """data/test*.parquet of HuggingFaceM4/ChartQA: {"image", "query", "label": ["14"], "human_or_machine"}; or the
-    original's test/test_human.json and test/test_augmented.json beside test/png/: {"imgname", "query", "label"}; or a
-    TSV with base64 pictures: index, image, question, answer, split
+    """data/test*.parquet of HuggingFaceM4/ChartQA: {"image", "query", "label": ["14"], "human_or_machine"}, or of
+    lmms-lab/ChartQA: {"type": "human_test", "image", "question", "answer"}; or the original's test/test_human.json and
+    test/test_augmented.json beside test/png/: {"imgname", "query", "label"}; or a TSV with base64 pictures: index,
+    image, question, answer, split
     """
     for row in source.rows("**/test*.parquet", "test/test_*.json", "test_*.json", "test.jsonl*", "*.tsv"):
         golds = _answers(row, "label", "answer")
         picture = row.picture("image", "imgname")
         file, _, number = row.where.rpartition(":")
-        human = "human" in Path(file).name + str(row.get("split", "")) or row.get("human_or_machine") in (0, "human")
+        named = Path(file).name + str(row.get("split", "")) + str(row.get("type", ""))
+        human = "human" in named or row.get("human_or_machine") in (0, "human")
         shown = row.get("imgname") or (row.get("image").get("path") if isinstance(row.get("image"), dict) else None)
         part = "human" if human else "augmented"
         name = f"chartqa/{part}/{number}"
@@ -638,7 +644,7 @@ def _film(source: Source, row: Row, name: str, *folders: str) -> Ref:
     """A video by its name, with or without an ending, in the first of these folders that has it."""
     assert source.folder is not None, "videos are files"
     for folder in folders:
-        for ending in ("", ".mp4", ".webm", ".mkv", ".avi", ".mov", ".gif"):
+        for ending in ("", ".mp4", ".MP4", ".webm", ".mkv", ".avi", ".mov", ".gif"):
             path = source.folder / folder / f"{name}{ending}"
             if path.exists() and (path.is_file() or not ending):
                 return Ref(source.name, source.inside(path))
@@ -717,13 +723,19 @@ def mvbench(source: Source) -> Iterator[Item]:
 
 @loader
 def longvideobench(source: Source) -> Iterator[Item]:
-    """lvb_val.json of longvideobench/LongVideoBench with videos/, rows:
-    {"id", "video_id", "video_path": "86CxyhFV9MI.mp4", "question", "candidates": ["...", ...], "correct_choice": 1,
-     "question_category", "duration_group"}
+    """lvb_val.json or validation*.parquet of longvideobench/LongVideoBench with videos/, rows:
+    {"id", "video_id", "video_path": "86CxyhFV9MI.mp4", "question", "candidates": ["...", ...] (in the Parquet file
+     "option0", ..., "option4", "N/A" where there is none), "correct_choice": 1, "question_category", "duration_group"}
     """
-    for path in source.files("lvb_val.json", "validation.jsonl*"):
+    for path in source.files("lvb_val.json", "validation*.parquet", "**/validation*.parquet", "validation.jsonl*"):
         for row in source.read(path):
-            options = [str(one) for one in row.list("candidates")]
+            if row.get("candidates") is not None:
+                options = [str(one) for one in row.list("candidates")]
+            else:
+                cells = (str(row.get(f"option{number}", "N/A")) for number in range(5))
+                options = list(takewhile(lambda cell: cell != "N/A", cells))
+                if not options:
+                    raise row.wrong("neither 'candidates' nor 'option0'")
             number = row.whole("correct_choice")
             if not 0 <= number < len(options):
                 raise row.wrong(f"'correct_choice' {number} names none of the {len(options)} candidates")

@@ -8,7 +8,8 @@
 
     Run(Settings(out=Path("runs/a"))).simple_evaluate(model="moonkit", tasks=[...], task_manager=Tasks())
 
-run.json is there from the start, with finished null; samples.jsonl when everything is graded.
+run.json is there from the start, with finished null. The rows of a task that generates are in samples.jsonl as soon as
+its last answer is there; when all is done, everything is written once more.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import logging
 import math
 import os
 import platform
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
+from lm_eval.api.registry import get_aggregation
 
 from evals.media import digest, keep
-from evals.requests import Answer, Question, media_of
+from evals.requests import Answer, Question, Said, media_of
 from evals.store import Store
 from evals.tasks import Tasks, suite_names
 
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 
 RUNS = Path("runs") / "eval"
 GRADED_LATER = ("repository",)  # too long to be graded between two answers
+SLOW = 1.0  # seconds: a metric of lm-eval's that takes longer for one answer is not asked for the running score
+GRADING = (ValueError, LookupError, ArithmeticError, RuntimeError, OSError)  # what others' metrics fail with
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,12 @@ class Run:
     media: set[str] = field(default_factory=set)
     rows: list[dict[str, Any]] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    isolations: dict[str, str] = field(default_factory=dict)  # of each task: what ran the code of its answers
     _sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    _left: dict[str, int] = field(default_factory=dict)  # answers that a task still waits for
+    _quick: dict[str, str | None] = field(default_factory=dict)  # the metric of a running score; None: there is none
+    _early: set[str] = field(default_factory=set)  # tasks whose rows are in samples.jsonl already
 
     def simple_evaluate(
         self,
@@ -127,6 +137,11 @@ class Run:
             from evals import suites
 
             log.info(suites.describe(ours, task_manager.profile))  # type: ignore[arg-type]
+        self.tasks = loaded["tasks"]
+        _check_choice(self.tasks, more.get("limit"), more.get("samples"))
+        for name, task in self.tasks.items():
+            if name not in suite_names():  # theirs remember, and know how a reply ended
+                _grade_once(task)
         confirmed = self._allow(loaded["tasks"], confirm_run_unsafe_code)
         self._begin(model if named else type(model).__name__, lm, model_args, loaded["tasks"], more)
         assert self.folder is not None
@@ -194,7 +209,8 @@ class Run:
                 "sandbox; --confirm_run_unsafe_code allows that"
             )
         kinds = {"function", "repository", "plot"}
-        needs = sandboxed or {name for name, task in tasks.items() if _kinds(task) & kinds}
+        needs = sandboxed | {name for name, task in tasks.items() if _kinds(task) & kinds}
+        self.isolations = dict.fromkeys(tasks, "nothing was run")
         if needs:
             report = isolation()
             if not report["available"] and not confirmed:
@@ -203,8 +219,10 @@ class Run:
                     f"({report['why']}); `moonkit sandbox check` says more"
                 )
             self.record |= {"isolation": report["isolation"], "guarantees": report["guarantees"]}
+            self.isolations |= dict.fromkeys(needs, report["isolation"])
             for name in sandboxed:
                 tasks[name].UNSAFE_CODE = False  # lm-eval's own question is answered
+        self.isolations |= dict.fromkeys(rest, "none")
         if rest:
             self.record["isolation"] = (
                 "none" if not needs else f"{self.record['isolation']}; none for {', '.join(rest)}"
@@ -330,21 +348,99 @@ class Run:
             if name not in self.media:
                 keep(medium, self.folder / "media", name)
                 self.media.add(name)
-        task = request.doc.get("task") if isinstance(request.doc, Mapping) else None
-        if not (isinstance(task, str) and task.startswith("{")) or json.loads(task).get("kind") in GRADED_LATER:
-            return None
-        from evals import suites
+        name = str(request.task_name)
+        said = self._running(name, request, answer)
+        if name not in self._left:
+            mine = self.tasks[name].instances if name in self.tasks else []
+            self._left[name] = sum(instance.repeats for instance in mine)
+        self._left[name] -= 1
+        if not self._left[name]:
+            self._keep_rows(name)
+        return said
 
-        try:
-            verdict = suites.verdict(request.doc, answer.text, answer.finish_reason == "length")
-        except ValueError:
-            return None  # a broken row: it is named when the run is graded
-        if verdict.score is None:
+    def _running(self, name: str, request: "Instance", answer: Answer) -> str | None:
+        """The task's mean so far with this answer in it; None where it cannot be had between two answers."""
+        if name not in self.tasks or self._quick.get(name, "") is None:
             return None
-        sums = self._sums["all"]
-        sums[0] += verdict.score
+        started = time.perf_counter()
+        score = None
+        if name in suite_names():
+            from evals import suites
+
+            if suites.kind(request.doc) in GRADED_LATER:
+                self._quick[name] = None
+                return None
+            with contextlib.suppress(ValueError):  # a broken row: it is named when the run is graded
+                score = suites.verdict(request.doc, answer.text, answer.finish_reason == "length").score
+        else:
+            score = self._stock_score(name, request, answer)
+            if time.perf_counter() - started > SLOW:
+                self._quick[name] = None
+        if score is None:
+            return None
+        sums = self._sums[name]
+        sums[0] += score
         sums[1] += 1
-        return f"score {sums[0] / sums[1]:.3f}"
+        return f"{name} {sums[0] / sums[1]:.3f}"
+
+    def _stock_score(self, name: str, request: "Instance", answer: Answer) -> float | None:
+        """What one of lm-eval's own metrics says of one answer, where the task's score is the mean of it."""
+        task = self.tasks[name]
+        try:
+            reply = Said(answer.text, answer.finish_reason)
+            metrics = _score_alone(task, task._filters[0].name, request, reply)
+            if name not in self._quick:
+                metric = next(metric for metric in [*task.higher_is_better(), *metrics] if metric in metrics)
+                means = task.aggregation().get(metric) is get_aggregation("mean")
+                self._quick[name] = metric if means and _share(metrics[metric]) is not None else None
+        except GRADING as error:
+            log.info("%s: no running score (%s)", name, " ".join(str(error).split())[:200])
+            self._quick[name] = None
+        metric = self._quick[name]
+        return None if metric is None else _share(metrics.get(metric))
+
+    def _keep_rows(self, name: str) -> None:
+        """A task's rows into samples.jsonl, before the other tasks are done."""
+        assert self.folder is not None
+        task = self.tasks[name]
+        asked: dict[int, list[Any]] = defaultdict(list)
+        for instance in task.instances:
+            alone = copy.copy(instance)
+            heard = (
+                self.heard.get((name, int(instance.doc_id or 0), instance.idx, n)) for n in range(instance.repeats)
+            )
+            alone.resps = [Said(one.answer.text, one.answer.finish_reason) for one in heard if one is not None]
+            alone.filtered_resps = {}
+            if len(alone.resps) < instance.repeats:
+                return
+            asked[instance.doc_id].append(alone)
+        everything = [one for group in asked.values() for one in group]
+        try:
+            task._filters[0].apply(everything)
+            chosen, samples = task._filters[0].name, []
+            for doc_id, group in asked.items():
+                document = group[0].doc
+                metrics = task.process_results(document, [one.filtered_resps[chosen] for one in group])
+                sample = {"doc_id": self._true_id(name, doc_id), "doc": document, "filter": chosen} | dict(metrics)
+                sample |= {"target": task.doc_to_target(document), "metrics": list(metrics)}
+                samples.append(sample)
+            rows = self._rows_of_task(name, task, samples, asked)
+        except GRADING as error:
+            log.info("%s: rows are written when all is done (%s)", name, " ".join(str(error).split())[:200])
+            return
+        lines = _lines(rows)
+        if self._early:
+            with open(self.folder / "samples.jsonl", "a", encoding="utf-8", errors="replace") as file:
+                file.write(lines)
+        else:
+            replace_text(self.folder / "samples.jsonl", lines)
+        self._early.add(name)
+        self._write_record()
+
+    def _true_id(self, name: str, doc_id: int) -> int:
+        """A document's number in its data set; lm-eval counts anew where --samples picks some."""
+        picked = (self.record["settings"].get(name) or {}).get("samples")
+        return sorted(picked)[doc_id] if picked else doc_id
 
     # ---- rows
 
@@ -352,32 +448,48 @@ class Run:
         assert self.folder is not None
         for name, task in tasks.items():
             samples = results["samples"].get(name, [])
-            metric, chosen_filter = main_metric(task, samples)
-            mine = [sample for sample in samples if sample["filter"] == chosen_filter]
             instances: dict[int, list[Any]] = defaultdict(list)
             for instance in task.instances:
                 instances[instance.doc_id].append(instance)
-            data = hashlib.sha256()
-            for sample in mine:
-                first = instances[sample["doc_id"]][0] if sample["doc_id"] in instances else None
-                document = first.doc if first is not None else sample["doc"]
-                own = document_digest(document, first)
-                data.update(own.encode())
-                self.rows += self._rows_of(name, task, metric, chosen_filter, sample, instances, own)
-            self.record["tasks"][name] = {
-                "version": task.VERSION if task.VERSION is not None else results["versions"].get(name),
-                "data_sha256": data.hexdigest(),
-                "n": len(mine),
-                "metric": f"{metric},{chosen_filter}",
-                "higher_is_better": bool(task.higher_is_better().get(metric, True)),
-                "results": {k: v for k, v in results["results"][name].items() if isinstance(v, int | float)},
-            }
-        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in self.rows)
-        replace_text(self.folder / "samples.jsonl", lines)
+            picked = (self.record["settings"].get(name) or {}).get("samples")
+            if picked:  # lm-eval takes them in the order of the data, and names them in the order of the wish
+                samples = [sample | {"doc_id": sorted(picked)[picked.index(sample["doc_id"])]} for sample in samples]
+            self.rows += self._rows_of_task(name, task, samples, instances)
+            found = {k: v for k, v in results["results"][name].items() if isinstance(v, int | float)}
+            self.record["tasks"][name] |= {"results": found}
+            if self.record["tasks"][name]["version"] is None:
+                self.record["tasks"][name]["version"] = results["versions"].get(name)
+        replace_text(self.folder / "samples.jsonl", _lines(self.rows))
         plain = {key: value for key, value in results.items() if key != "samples"}
         replace_text(self.folder / "lm-eval.json", json.dumps(plain, indent=1, default=str) + "\n")
         self.record["finished"] = _now()
         self._write_record()
+
+    def _rows_of_task(
+        self, name: str, task: Any, samples: Sequence[Mapping[str, Any]], instances: Mapping[int, list[Any]]
+    ) -> list[dict[str, Any]]:
+        """A task's rows, and what the record says of it. instances: by lm-eval's own numbers of the documents."""
+        metric, chosen_filter = main_metric(task, samples)
+        mine = [sample for sample in samples if sample["filter"] == chosen_filter]
+        numbers = {self._true_id(name, doc_id): doc_id for doc_id in instances}
+        data = hashlib.sha256()
+        rows: list[dict[str, Any]] = []
+        for sample in mine:
+            asked = instances.get(numbers.get(sample["doc_id"], -1)) or []
+            first = asked[0] if asked else None
+            own = document_digest(first.doc if first is not None else sample["doc"], first)
+            data.update(own.encode())
+            rows += self._rows_of(name, task, metric, chosen_filter, sample, asked, own)
+        self.record["tasks"][name] = {
+            "version": task.VERSION,
+            "data_sha256": data.hexdigest(),
+            "n": len(mine),
+            "metric": f"{metric},{chosen_filter}",
+            "higher_is_better": bool(task.higher_is_better().get(metric, True)),
+            "isolation": self.isolations.get(name, "nothing was run"),
+            "results": {},
+        }
+        return rows
 
     def _rows_of(
         self,
@@ -386,11 +498,10 @@ class Run:
         metric: str,
         chosen_filter: str,
         sample: Mapping[str, Any],
-        instances: Mapping[int, list[Any]],
+        asked: Sequence[Any],
         data_sha256: str,
     ) -> Iterator[dict[str, Any]]:
         doc_id = sample["doc_id"]
-        asked = instances.get(doc_id) or []
         first = asked[0] if asked else None
         document = first.doc if first is not None else sample["doc"]
         fields = document if isinstance(document, Mapping) else {}
@@ -430,7 +541,7 @@ class Run:
         replies = list(first.resps)
         for repeat, reply in enumerate(replies):
             mine = copy.deepcopy(row) | {"repeat": repeat, "reply": str(reply)}
-            heard = self.heard.get((name, int(doc_id), first.idx, repeat))
+            heard = self.heard.get((name, int(first.doc_id or 0), first.idx, repeat))
             finish = getattr(reply, "finish_reason", None)
             if heard is not None:
                 answer = heard.answer
@@ -462,6 +573,42 @@ class Run:
                 elif not str(reply).strip() and not mine["score"]:
                     mine["status"] = "silent"
             yield mine
+
+
+def _check_choice(tasks: Mapping[str, Any], limit: Any, samples: Any) -> None:
+    """Raises ValueError for a limit or a choice of samples that lm-eval would stumble over, or cut in silence."""
+    if limit is not None and (not math.isfinite(limit) or limit <= 0 or (limit > 1 and limit != int(limit))):
+        raise ValueError(f"--limit is a number of items from 1 up, or a share of them below 1; got {limit:g}")
+    for name, picked in (samples or {}).items():
+        if name not in tasks:
+            raise ValueError(f"--samples names {name!r}, which is none of the tasks: {', '.join(tasks)}")
+        count = len(tasks[name].eval_docs)
+        wrong = [one for one in picked if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < count]
+        if wrong or not picked or len(set(picked)) < len(picked):
+            what = f"{wrong[0]!r} is none" if wrong else "one is there twice" if picked else "there are none"
+            raise ValueError(f"--samples of {name}: different whole numbers from 0 to {count - 1} are wanted; {what}")
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _grade_once(task: Any) -> None:
+    """Let a task remember what its metrics said of a document's answers: they are asked again when all is done."""
+    inner = task.process_results
+    if task.OUTPUT_TYPE != "generate_until" or hasattr(inner, "remembers"):
+        return
+    known: dict[bytes, Any] = {}
+
+    def remembered(doc: Any, results: Any, *more: Any, **named: Any) -> Any:
+        whole = json.dumps([doc, results], default=lambda value: f"{_by_bytes(value)} {id(value)}")
+        key = hashlib.sha256(whole.encode("utf-8", "replace")).digest()
+        if key not in known:
+            known[key] = inner(doc, results, *more, **named)
+        return copy.copy(known[key])
+
+    remembered.remembers = True  # type: ignore[attr-defined]
+    task.process_results = remembered
 
 
 def _score_alone(task: Any, chosen_filter: str, instance: Any, reply: Any) -> dict[str, Any]:
@@ -649,6 +796,7 @@ def isolation() -> dict[str, Any]:
 def _grades_in_our_sandbox(task: Any) -> bool:
     """Whether a stock task's metric holds our code_eval in place of lm-eval's."""
     for function in [*task._metric_fn_list.values(), task.config.process_results]:
+        function = getattr(function, "__self__", function)  # lm-eval keeps a function's __call__
         held = getattr(function, "__globals__", {})
         if any(type(value).__module__.startswith("evals.code") for value in held.values()):
             return True

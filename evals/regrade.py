@@ -52,7 +52,11 @@ class Replay(LM):
         return Rendered("", chat_history, add_generation_prompt)
 
     def _row(self, request: "Instance", repeat: int) -> Mapping[str, Any]:
-        row = self.known.get((str(request.task_name), int(request.doc_id or 0), repeat))
+        place = int(request.doc_id or 0)
+        picked = self.record["settings"][str(request.task_name)].get("samples")
+        if picked:  # lm-eval counts those that were picked anew
+            place = sorted(picked)[place]
+        row = self.known.get((str(request.task_name), place, repeat))
         where = f"{request.task_name}, row {request.doc_id}, repeat {repeat}"
         if row is None:
             raise ValueError(f"{where}: {self.folder} has no reply to it; was it run with other settings?")
@@ -98,8 +102,12 @@ def regrade(folder: str | Path, out: str | Path | None = None) -> tuple[Result, 
         raise ValueError(f"{folder} is no run folder: it has no run.json")
     if record.get("finished") is None or not (folder / "samples.jsonl").is_file():
         raise ValueError(f"{folder} has not finished; the same command goes on with it: {record.get('command')}")
-    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     asked = record["asked"]
+    if asked.get("form") == "agent":
+        from evals import agents
+
+        return agents.regrade(folder, out)
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     more = {k: v for k, v in asked["more"].items() if k not in ("apply_chat_template", "cache_requests", "use_cache")}
     profiles = {s["profile"] for s in record["settings"].values() if s["profile"]}
     install_code_eval()

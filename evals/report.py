@@ -187,7 +187,28 @@ def _row(values: Any) -> dict[str, Any]:
         "seconds": values.get("seconds") if _is_count(values.get("seconds")) else None,
         "key": str(values.get("key") or ""),
         "more": {name: values[name] for name in ("tests", "metrics", "responses", "parameters") if values.get(name)},
+        "transcript": _transcript(values.get("transcript")),
     }
+
+
+def _transcript(turns: Any) -> list[dict[str, Any]]:
+    """An agent's messages and calls (see evals/agents.py), with every field of its type."""
+    out: list[dict[str, Any]] = []
+    for turn in turns if isinstance(turns, list) else ():
+        if not isinstance(turn, dict):
+            continue
+        if "shown" in turn:
+            out.append({"shown": _text(turn["shown"])})
+            continue
+        listed = turn.get("calls")
+        calls = [call for call in listed if isinstance(call, dict)] if isinstance(listed, list) else []
+        made = [
+            {name: _text(call.get(name)) for name in ("name", "arguments", "result")} | {"ok": call.get("ok") is True}
+            for call in calls
+        ]
+        out.append({name: _text(turn.get(name)) for name in ("thinking", "text")} | {"calls": made})
+        out[-1] |= {name: turn[name] for name in ("tokens", "seconds") if _is_count(turn.get(name))}
+    return out
 
 
 def _is_count(value: Any) -> bool:
@@ -267,9 +288,10 @@ def _label(runs: Sequence[Run]) -> None:
             run.label = f"{run.label} ({number})"
 
 
-def isolation(run: Run) -> str:
-    """What ran the code of the answers; "not stated" where run.json does not say."""
-    return str(run.info.get("isolation") or "not stated")
+def isolation(run: Run, task: str | None = None) -> str:
+    """What ran the code of a run's answers, or of a task's; "not stated" where run.json does not say."""
+    about = run.info if task is None else run.info["tasks"].get(task)
+    return str(about.get("isolation") or "not stated") if isinstance(about, Mapping) else "not stated"
 
 
 # ---- words
@@ -341,10 +363,21 @@ def remarks(summary: TaskSummary) -> list[str]:
     return said
 
 
-COLUMNS = ("task", "n", "score", "95 % interval", "pass", "tokens per answer", "per solved task", "truncated", "infra")
+COLUMNS = (
+    "task",
+    "n",
+    "score",
+    "95 % interval",
+    "pass",
+    "tokens per answer",
+    "per solved task",
+    "truncated",
+    "infra",
+    "code ran in",
+)
 
 
-def cells(summary: TaskSummary) -> list[str]:
+def cells(run: Run, summary: TaskSummary) -> list[str]:
     """A task's line of the table, under COLUMNS."""
     n = f"{summary.items:,}" + (f" × {summary.repeats}" if summary.repeats > 1 else "")
     score = summary.score
@@ -358,6 +391,7 @@ def cells(summary: TaskSummary) -> list[str]:
         tokens_span(summary.tokens_solved),
         str(summary.truncated),
         str(summary.infra_errors),
+        isolation(run, summary.name).replace("nothing was run", "-").replace("not stated", "-")[:24],
     ]
 
 
@@ -410,7 +444,7 @@ def print_report(report: Report, console: Console) -> None:
         for number, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for summary in summaries.values():
-            table.add_row(*map(Text, cells(summary)), style=None if summary.valid else "red")
+            table.add_row(*map(Text, cells(run, summary)), style=None if summary.valid else "red")
         console.print(table)
         for summary in summaries.values():
             for said in remarks(summary):
@@ -436,7 +470,7 @@ def markdown(report: Report) -> Iterator[str]:
         yield ""
         yield f"## {_md(run.label)}"
         yield ""
-        yield from _md_table(COLUMNS, [cells(summary) for summary in summaries.values()])
+        yield from _md_table(COLUMNS, [cells(run, summary) for summary in summaries.values()])
         yield ""
         for summary in summaries.values():
             for said in remarks(summary):
@@ -506,7 +540,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "run": run.info,
                 "problems": run.problems,
                 "isolation": isolation(run),
-                "tasks": {name: asdict(summary) for name, summary in summaries.items()},
+                "tasks": {
+                    name: asdict(summary) | {"isolation": isolation(run, name)} for name, summary in summaries.items()
+                },
             }
         )
     differences = [{"run": label, "against": report.runs[0].label, **asdict(d)} for label, d in report.differences]

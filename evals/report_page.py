@@ -42,6 +42,7 @@ from evals.statistics import Estimate, truncated
 ASSETS = Path(__file__).parent / "assets"
 CHUNK = 100  # samples that are unpacked together
 STATES = ("right", "partly", "wrong", "scored", "unscored", "silent", "truncated", "infra")
+LONGEST_TURN = 8_000  # characters of one text of a transcript
 LONGEST = 200_000  # characters of one text that the page holds; report.json's run folder has the rest
 
 
@@ -121,6 +122,8 @@ def _data(
         }
         detail["evidence"] = {str(name): _said(value) for name, value in row["evidence"].items()}
         detail["more"] = {name: _said(value) for name, value in row["more"].items()}
+        if row["transcript"]:
+            detail["transcript"] = _shortened(row["transcript"])
         detail["media"] = [name if (run, name) in there else None for name in row["media"]]
         part.append(detail)
         if len(part) == CHUNK or number == len(rows):
@@ -134,6 +137,22 @@ def _cut(text: str) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[: LONGEST // 2]}\n[... {len(text) - LONGEST:,} characters left out ...]\n{text[-LONGEST // 2 :]}"
+
+
+def _shortened(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A transcript for the page: head and tail of long texts; samples.jsonl has them whole."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, str) and len(value) > LONGEST_TURN:
+            half = LONGEST_TURN // 2
+            return f"{value[:half]}\n[... {len(value) - LONGEST_TURN:,} characters left out ...]\n{value[-half:]}"
+        return value
+
+    return [
+        {name: [{k: short(v) for k, v in call.items()} for call in value] if name == "calls" else short(value)
+         for name, value in turn.items()}
+        for turn in turns
+    ]  # fmt: skip
 
 
 def _said(value: Any) -> str:
@@ -246,7 +265,7 @@ def _scores(report: Report) -> Iterable[str]:
             summary = summaries.get(task)
             if summary is None:
                 continue
-            name, n, value, interval, *rest = cells(summary)
+            name, n, value, interval, *rest = cells(run, summary)
             what = metric(run, task)
             shown = escape(name) + (f" <small>{escape(what)}</small>" if what else "")
             shown += "".join(f'<br><small class="remark">{escape(said)}</small>' for said in remarks(summary))

@@ -7,9 +7,11 @@
         verdicts = tries(ask, problem)                      two tries, the second with the first one's test output
 
     for problem in quixbugs("QuixBugs"):                    one wrong line in each program
-        verdict = grade(problem.task, reply)                kind "function"
+        verdict = grade(problem.task, reply)                kind "function"; or work(problem, policy)
 
     files on disk ── loader ──> Problem(id, cluster, prompt, task) ──> evals/repository.py or evals/code.py
+
+Whole suites, kept and resumed, with a report: evals/agents.py (`moonkit eval agent`).
 
 Nothing is fetched. What a folder must hold is said by each loader; a row or folder that cannot be used is a ValueError
 that names it.
@@ -19,13 +21,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent.edit import File, applied, difference
 from agent.loop import Budget, Message, Policy, Trace, solve
-from agent.sandbox import Limits, Spec
-from evals.graders import Task, Verdict
+from agent.sandbox import Limits, SandboxError, Spec
+from evals.graders import Task, Verdict, grade, visible
 from evals.repository import Edit, blocks, calibrate, environment_of, grade_edit, restore
 
 TOOLCHAINS = {
@@ -37,10 +40,14 @@ TOOLCHAINS = {
 }
 
 
+SHOWN_LINES = 50  # of the tests' output, as aider shows them
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One problem. prompt: what a model is asked; shown: files that belong to the question; editable: those that an
-    answer gives back; cluster: the same for problems that are not independent."""
+    """One problem. prompt: what a model is asked that answers in one message; agent_prompt: what an agent is asked, ""
+    for the same; shown: files that belong to the question; editable: those that an answer gives back; cluster: the same
+    for problems that are not independent."""
 
     id: str
     cluster: str
@@ -48,6 +55,7 @@ class Problem:
     task: Task
     shown: Mapping[str, str] = field(default_factory=dict)
     editable: tuple[str, ...] = ()
+    agent_prompt: str = ""
 
     def document(self) -> dict[str, str]:
         """As a row of plain text."""
@@ -131,22 +139,67 @@ def _own_environment(folder: str | Path | None, name: str, repo: str, version: s
     return None
 
 
-def work(problem: Problem, policy: Policy, budget: Budget | None = None, **options: Any) -> tuple[Trace, Verdict]:
-    """Let an agent solve a problem of kind "repository", and grade what it leaves. The task is checked first; the
-    agent's sandbox is gone before the grader's are opened. Raises ValueError for a broken task."""
+def check(problem: Problem) -> None:
+    """Run the problem's own solution. Raises ValueError for a broken task, SandboxError where the sandbox fails."""
     task = problem.task
-    if task.kind != "repository":
-        raise ValueError(f"{problem.id}: an agent works on a repository, and this is of kind {task.kind!r}")
-    calibrate(_whole(task.gold), task.data)
-    files = restore(task.data)
-    if "spec" not in options:
-        options["spec"] = _with_packages(task.data, budget or Budget())
-    trace = solve(policy, problem.prompt, files, budget=budget, **options)
+    if task.kind == "repository":
+        calibrate(_whole(task.gold), task.data)
+    elif task.kind == "function":
+        from evals.code import reference
+
+        known = reference(task.gold, task.data)
+        if known is not None and known.passed is None:
+            raise SandboxError(str(known.evidence.get("error")))
+    else:
+        raise ValueError(f"{problem.id}: an agent works on files, and this is of kind {task.kind!r}")
+
+
+def files_of(problem: Problem) -> dict[str, File]:
+    """What an agent finds. The tests of an exercise are hidden; those of a repository at a commit are as they were."""
+    if problem.task.kind == "function":
+        return {path: File(text.encode()) for path, text in problem.shown.items()}
+    hidden = set(problem.task.data.get("test_files") or ())
+    return {path: file for path, file in restore(problem.task.data).items() if path not in hidden}
+
+
+def work(problem: Problem, policy: Policy, budget: Budget | None = None, **options: Any) -> tuple[Trace, Verdict]:
+    """Let an agent solve a problem, and grade what it leaves. The task is checked first; the agent's sandbox is gone
+    before the grader's are opened. Raises ValueError for a broken task."""
+    check(problem)
+    trace = play(problem, policy, budget, **options)
     if trace.diff is None:
         return trace, Verdict(None, "infra_error", {"reason": trace.why})
-    if not trace.diff:
-        return trace, Verdict(0.0, "graded", {"reason": "nothing was changed", "left_out": list(trace.left_out)})
-    return trace, grade_edit(task, trace.diff)
+    verdict = graded(problem, trace.diff)
+    if trace.left_out:
+        verdict = replace(verdict, evidence={**verdict.evidence, "left_out": list(trace.left_out)})
+    return trace, verdict
+
+
+def play(problem: Problem, policy: Policy, budget: Budget | None = None, **options: Any) -> Trace:
+    """The agent's part of `work`."""
+    if "spec" not in options:
+        options["spec"] = _with_packages(problem.task.data, budget or Budget())
+    return solve(policy, problem.agent_prompt or problem.prompt, files_of(problem), budget=budget, **options)
+
+
+def graded(problem: Problem, diff: str) -> Verdict:
+    """The grader's part of `work`. Raises ValueError for a broken task."""
+    if not diff:
+        return Verdict(0.0, "graded", {"reason": "nothing was changed"})
+    task, files = problem.task, files_of(problem)
+    if task.kind == "repository":
+        hidden = set(task.data.get("test_files") or ())
+        if hidden:  # an agent may have written tests of its own under these names
+            after = {path: file for path, file in applied(files, diff).items() if path not in hidden}
+            diff = difference(files, after)
+        return grade_edit(task, diff)
+    (name,) = problem.shown
+    after = applied(files, diff)
+    if name not in after:
+        return Verdict(0.0, "graded", {"reason": f"{name} is gone"})
+    text = after[name].data.decode("utf-8", "replace")
+    fence = "`" * (3 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return grade(task, f"{fence}python\n{text.rstrip()}\n{fence}")
 
 
 def _with_packages(data: Mapping[str, Any], budget: Budget) -> Spec:
@@ -206,8 +259,8 @@ def aider_polyglot(folder: str | Path, language: str = "python") -> list[Problem
 
 def _exercise(place: Path, language: str) -> Problem:
     try:
-        files = json.loads((place / ".meta" / "config.json").read_text(encoding="utf-8"))["files"]
-        solution, tests, example = ([str(each) for each in files[key]] for key in ("solution", "test", "example"))
+        named = json.loads((place / ".meta" / "config.json").read_text(encoding="utf-8"))["files"]
+        solution, tests, example = ([str(each) for each in named[key]] for key in ("solution", "test", "example"))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{place}: .meta/config.json names no files.solution, files.test and files.example: {error}"
@@ -229,16 +282,18 @@ def _exercise(place: Path, language: str) -> Problem:
     if not said:
         raise ValueError(f"{place}: no .docs/instructions.md")
     shown = {name: content[name] for name in solution}
+    asked = (
+        "\n\n".join(said) + f"\n\nDo this by changing {', '.join(solution)}. Keep the names of its functions and "
+        "classes: tests use them. Use the standard library only."
+    )
+    files = "\n\n".join(f"{name}\n```{language}\n{text.rstrip()}\n```" for name, text in shown.items())
     prompt = (
-        "\n\n".join(said)
-        + f"\n\nDo this by changing {', '.join(solution)}. Keep the names of its functions and classes: "
-        "tests use them. Use the standard library only. Answer with the whole of each changed file: its name on a line "
-        "of its own, then the content in a fenced block.\n\n"
-        + "\n\n".join(f"{name}\n```{language}\n{text.rstrip()}\n```" for name, text in shown.items())
+        f"{asked} Answer with the whole of each changed file: its name on a line of its own, then the content in a "
+        f"fenced block.\n\n{files}"
     )
     name = f"{language}/{place.name}"
     data = {"files": content, "test_files": tests, "pythonpath": [""]}
-    return Problem(name, place.name, prompt, Task("repository", gold, data), shown, tuple(solution))
+    return Problem(name, place.name, prompt, Task("repository", gold, data), shown, tuple(solution), asked)
 
 
 def whole_files(reply: str, names: Sequence[str]) -> dict[str, str | None]:
@@ -257,28 +312,45 @@ def whole_files(reply: str, names: Sequence[str]) -> dict[str, str | None]:
     return out
 
 
-def tries(ask: Callable[[list[Message]], str], problem: Problem, count: int = 2) -> list[Verdict]:
-    """Ask for whole files, and again with the test output while it is wrong: aider's rule, with two tries.
+@dataclass(frozen=True)
+class Try:
+    """One of several tries. files: what all answers so far have made of the files that may be changed."""
 
-    One verdict for each try; the benchmark counts problems solved after one and after two."""
+    reply: str
+    files: Mapping[str, str | None]
+    verdict: Verdict
+
+
+def each_try(ask: Callable[[list[Message]], str], problem: Problem, count: int = 2) -> Iterator[Try]:
+    """Ask for whole files, and again with the tests' output while it is wrong: aider's rule, with two tries.
+
+    As there: the files of earlier answers stay as they are unless a later one has them too; an answer without a file
+    leaves them, and the tests say what they say; 50 lines of their output are shown, once, and tests are never shown
+    themselves.
+    """
     messages: list[Message] = [{"role": "user", "content": problem.prompt}]
-    verdicts: list[Verdict] = []
+    files: dict[str, str | None] = dict(problem.shown)
     for _ in range(count):
         reply = ask([dict(each) for each in messages])
-        files = whole_files(reply, problem.editable)
-        if files:
-            verdict = grade_edit(problem.task, files)
-        else:
-            verdict = Verdict(
-                0.0, "graded", {"reason": "no file in the answer", "output": "There is no file in the answer."}
-            )
-        verdicts.append(verdict)
+        said, unfinished = visible(reply)
+        found = {} if unfinished else whole_files(said, problem.editable)
+        files |= found
+        verdict = grade_edit(problem.task, files)
+        if not found and verdict.score is not None:
+            evidence = {**verdict.evidence, "reason": "no file in the answer"}
+            verdict = Verdict(verdict.score, "graded" if reply.strip() else "silent", evidence)
+        yield Try(reply, dict(files), verdict)
         if verdict.score != 0:
-            break
+            return
         output = str(verdict.evidence.get("output") or verdict.evidence.get("reason", ""))
-        again = f"{output}\n\nThe tests are right. Correct {', '.join(problem.editable)} and answer as before."
-        messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
-    return verdicts
+        again = "\n".join(output.splitlines()[:SHOWN_LINES])
+        again += f"\n\nThe tests are right. Correct {', '.join(problem.editable)} and answer as before."
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": again}]
+
+
+def tries(ask: Callable[[list[Message]], str], problem: Problem, count: int = 2) -> list[Verdict]:
+    """One verdict for each try; the benchmark counts problems solved after one and after two."""
+    return [each.verdict for each in each_try(ask, problem, count)]
 
 
 # ---- QuixBugs
@@ -361,4 +433,5 @@ def _quixbug(root: Path, cases: Path) -> Problem:
         prompt,
         Task("function", right.read_text(encoding="utf-8"), data),
         {f"{name}.py": wrong},
+        agent_prompt=f"{name}.py has a bug in one line. Correct it there; keep the name of `{name}`.",
     )

@@ -4,6 +4,7 @@
     moonkit eval --tasks kimi_mnist,kimi_humaneval --model_args pretrained=/models/Kimi-K2.7-Code --out runs/k27
     moonkit eval --model moonkit-endpoint --model_args base_url=http://localhost:8000/v1,model=kimi --tasks kimi_ifeval
     moonkit eval list                                              the suites
+    moonkit eval agent --tasks kimi_swebench                       with tools, in a sandbox (evals/agents.py)
     moonkit eval regrade RUN                                       today's graders on a run's replies; no model
     moonkit eval report RUN ...                                    tables and a page (evals/report.py)
 
@@ -85,6 +86,9 @@ def evaluate(
         fewshot_as_multiturn=bool(apply_chat_template),
         **more,
     )
+    if include_path and run.record.get("finished"):
+        run.record["asked"]["include_path"] = str(Path(include_path).absolute())
+        run._write_record()
     return run.result(results)
 
 
@@ -126,7 +130,7 @@ def _profile_of(model: Any, arguments: Mapping[str, Any]) -> str:
 
 
 HELP = """usage: moonkit eval --tasks TASK[,TASK] [options]
-       moonkit eval list | regrade RUN | report RUN ...
+       moonkit eval list | agent --tasks TASK | regrade RUN | report RUN ...
 
 Evaluate a model with lm-eval's own command line: every option of `lm-eval run` works (below). Without --model the
 model is moonkit's; without --model_args it is the one in the box.
@@ -269,12 +273,13 @@ def _run(namespace: argparse.Namespace, ours: argparse.Namespace, command: str) 
     if model == "moonkit" and not {"pretrained", "path"} & set(arguments):
         namespace.model_args = arguments = {"pretrained": "nano"} | arguments
     tasks = namespace.tasks or from_file.get("tasks") or []
-    tasks = tasks.split(",") if isinstance(tasks, str) else [name for each in tasks for name in str(each).split(",")]
+    tasks = [name.strip() for each in ([tasks] if isinstance(tasks, str) else tasks) for name in str(each).split(",")]
+    tasks = [name for name in tasks if name]
     if not tasks:
         raise ValueError("no task was named: --tasks NAME (`moonkit eval list` shows ours)")
     if ours.skip_missing:
         tasks = list(_present(tasks))
-        namespace.tasks = ",".join(tasks)
+    namespace.tasks = ",".join(tasks)
     template = getattr(namespace, "apply_chat_template", None) or from_file.get("apply_chat_template")
     if ours.no_chat_template and template:
         raise ValueError("--apply_chat_template and --no_chat_template: give one of them")

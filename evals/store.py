@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "replies.jsonl"
         self._lock = FileLock(self.folder / ".lock")
+        self._mutex = threading.RLock()  # the index is shared by the threads of this process
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._places: dict[str, tuple[int, int]] = {}  # key to offset and length of its line
         self._synced = 0.0
@@ -73,9 +75,10 @@ class Store:
         return len(self._places)
 
     def __contains__(self, key: str) -> bool:
-        if key not in self._places:
-            self._catch_up()
-        return key in self._places
+        with self._mutex:
+            if key not in self._places:
+                self._catch_up()
+            return key in self._places
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The reply of a key; None if nobody has added it."""
@@ -90,7 +93,7 @@ class Store:
 
     def add_all(self, pairs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         """Keep several replies in one write."""
-        with self._lock:
+        with self._mutex, self._lock:
             self._mend()
             self._catch_up()
             new = {key: reply for key, reply in pairs if key not in self._places}
@@ -102,7 +105,7 @@ class Store:
             if data and time.monotonic() - self._synced > SYNC_EVERY:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
-        self._catch_up()
+            self._catch_up()
 
     def _mend(self) -> None:
         """Drop a last line without an end. Called under the lock: whoever was writing it is gone."""

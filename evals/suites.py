@@ -124,6 +124,11 @@ def names() -> dict[str, str]:
     return {name: config["metadata"]["asks"] for name, config in _suites().items()}
 
 
+def version(name: str) -> float:
+    """Of a suite: it changes with its prompt or its grader."""
+    return float(_metadata(name)["version"])
+
+
 def settings(name: str, profile: Profile = "k2_7") -> Settings:
     """How a suite is run under a profile. Raises ValueError for an unknown suite or profile."""
     if profile not in PROFILES:
@@ -208,19 +213,26 @@ def source(name: str) -> Source:
     metadata = _metadata(name)
     folder = find_data(metadata["data"])
     stock = _stock(metadata["stock"]) if "stock" in metadata else {}
-    hub = metadata.get("hub") or stock.get("dataset_path", "")
+    online = hub(name)[0]
     config = metadata.get("config") or stock.get("dataset_name")
     split = metadata.get("split") or stock.get("test_split") or stock.get("validation_split") or "test"
     kept = layout(metadata["suite"])
-    if folder is None and not (hub and metadata["suite"] != "world" and _network()):
+    if folder is None and not (online and metadata["suite"] != "world" and network()):
         looked = "\n".join(f"    {place}" for place in places(metadata["data"]))
-        online = f"and the hub's {hub} cannot be reached" if hub else "and it is not on the hub"
-        raise ValueError(f"no data for {name}: looked in\n{looked}\n{online}. Layout of the folder:\n{kept}")
-    return Source(metadata["data"], folder, kept, hub, config, split)
+        tried = f"and the hub's {online} cannot be reached" if online else "and it is not on the hub"
+        raise ValueError(f"no data for {name}: looked in\n{looked}\n{tried}. Layout of the folder:\n{kept}")
+    return Source(metadata["data"], folder, kept, online, config, split)
+
+
+def hub(name: str) -> tuple[str, str]:
+    """A suite's data set on the hub ("" where it has none), and the name of its folder here."""
+    metadata = _metadata(name)
+    stock = _stock(metadata["stock"]) if "stock" in metadata else {}
+    return metadata.get("hub") or stock.get("dataset_path", ""), metadata.get("data", "")
 
 
 @lru_cache(maxsize=1)
-def _network() -> bool:
+def network() -> bool:
     """Whether the hub answers; HF_HUB_OFFLINE is respected."""
     import socket
     from urllib.parse import urlsplit
@@ -418,6 +430,11 @@ def verdict(document: Mapping[str, Any], reply: str, truncated: bool = False) ->
     return found
 
 
+def kind(document: Mapping[str, Any]) -> str:
+    """The kind of evals.graders.Task that a document has."""
+    return str(json.loads(document["task"])["kind"])
+
+
 def _answer(document: Mapping[str, Any], reply: str) -> str:
     """What is graded of a reply: the reply, or, where whole files are asked for, those files as JSON."""
     editable = json.loads(document["task"]).get("editable")
@@ -430,17 +447,41 @@ def _answer(document: Mapping[str, Any], reply: str) -> str:
     return json.dumps(files) if files else reply
 
 
-def problems(name: str) -> Iterator[Any]:
-    """evals.repositories.Problem of a suite of kind "repository", for its agent's loop: work(problem, policy)."""
-    from evals.loaders import swe_problems
-    from evals.repositories import aider_polyglot
+FORMS = {"swebench": "agent", "aider_polyglot": "tries", "quixbugs": "agent"}
+"""Suites that `moonkit eval agent` plays, by their loader, and how it plays them unless told."""
 
-    found = source(name)
-    if _metadata(name)["suite"] == "swebench":
-        return (problem for _, problem in swe_problems(found))
-    if _metadata(name)["suite"] == "aider_polyglot" and found.folder is not None:
-        return iter(aider_polyglot(found.folder))
-    raise ValueError(f"{name} is no suite of repositories")
+
+def problems(name: str, limit: int | None = None) -> Iterator[Any]:
+    """evals.repositories.Problem of a suite that has files to work on: work(problem, policy). Ids are those of `load`.
+
+    Raises ValueError for another suite, for missing data and, when it is reached, for a broken row."""
+    from evals.loaders import swe_problems
+    from evals.repositories import aider_polyglot, quixbugs
+
+    form(name)
+    kind, found = _metadata(name)["suite"], source(name)
+    if kind == "swebench":
+        made: Iterator[Any] = (problem for _, problem in swe_problems(found))
+    elif found.folder is None:
+        raise ValueError(f"{name} is a folder of files; layout:\n{found.layout}")
+    elif kind == "aider_polyglot":
+        made = (replace(each, id=f"polyglot/{each.id}") for each in aider_polyglot(found.folder))
+    else:
+        made = iter(quixbugs(found.folder))
+    return islice(made, limit)
+
+
+def _plays(name: str) -> bool:
+    return _metadata(name)["suite"] in FORMS
+
+
+def form(name: str) -> str:
+    """How `moonkit eval agent` plays a suite: "agent", or "tries". Raises ValueError for one that it cannot play."""
+    kind = _metadata(name)["suite"]
+    if kind not in FORMS:
+        known = [each for each in names() if _plays(each)]
+        raise ValueError(f"{name} has no files to work on; an agent can be given {', '.join(known)}")
+    return FORMS[kind]
 
 
 _graded: dict[bytes, Verdict] = {}
@@ -512,6 +553,9 @@ def markdown() -> Iterator[str]:
     yield "Without a folder the hub is asked, where the suite has a data set there and there is a network. Profiles:"
     yield "`k2_7` (the default), `k2_5`, and `nano`, which keeps every budget small for the model in the box: 256 new"
     yield "tokens, greedy, one sample, at most 8 frames of a video."
+    yield ""
+    yield f"`moonkit eval agent` lets a model work on {', '.join(f'`{name}`' for name in names() if _plays(name))}"
+    yield "(evals/agents.py), with tools in a sandbox or by aider's two tries, under the same settings."
     groups: dict[str, list[str]] = {}
     for name in names():
         groups.setdefault(_metadata(name)["part"], []).append(name)
@@ -534,9 +578,9 @@ def markdown() -> Iterator[str]:
             yield f"**`{name}`**. {meta['protocol']}"
             if meta["suite"] != "world":
                 yield ""
-                online = meta.get("hub") or ("stock" in meta and _stock(meta["stock"])["dataset_path"])
-                hub = f", or the hub's `{online}`" if online else ""
-                yield f"Data: the folder `{meta['data']}`{hub}."
+                online = hub(name)[0]
+                other = f", or the hub's `{online}`" if online else ""
+                yield f"Data: the folder `{meta['data']}`{other}."
                 yield ""
                 yield "```text"
                 yield layout(meta["suite"])

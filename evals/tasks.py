@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval.tasks import TaskManager
+
+from evals.stock import Factory, not_there
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Tasks(TaskManager):
         if profile:
             metadata = {"profile": profile} | (metadata or {})
         super().__init__(None, self._paths, False, metadata)
+        self._factory = Factory(meta=metadata)
         self._loaded: dict[str, Any] = {}
 
     def _index_all(self) -> bool:
@@ -45,6 +49,7 @@ class Tasks(TaskManager):
         self._more = False
         log.info("indexing lm-eval's own tasks")
         super().__init__(None, self._paths, True, self.metadata)
+        self._factory = Factory(meta=self.metadata)
         return True
 
     def match_tasks(self, task_list: list[str]) -> list[str]:
@@ -77,11 +82,14 @@ class Tasks(TaskManager):
                 if isinstance(name, str) and self._entry(name) is None and not Path(name).is_file():
                     self.match_tasks([name])
             try:
-                loaded = super().load(task_list)
-            except KeyError:
-                if not self._index_all():  # a group of ours may name tasks of lm-eval's
-                    raise
-                loaded = super().load(task_list)
+                try:
+                    loaded = super().load(task_list)
+                except KeyError:
+                    if not self._index_all():  # a group of ours may name tasks of lm-eval's
+                        raise
+                    loaded = super().load(task_list)
+            except (ConnectionError, DatasetNotFoundError) as error:
+                raise not_there(error, list(map(str, names))) from error
             for name, task in loaded["tasks"].items():
                 self._settle(name, task)
             self._loaded[key] = loaded
@@ -109,7 +117,9 @@ def _name_rows(name: str, task: Any, method: str) -> None:
     def named(doc: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return inner(doc, *args, **kwargs)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError, jinja2.TemplateError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, jinja2.TemplateError) as e:
+            if type(e) is LookupError:  # NLTK's word for data of its own that is not here
+                raise ValueError(f"{name}: {' '.join(str(e).replace('*', ' ').split())[:300]}") from e
             what = f"it has no {e}" if isinstance(e, KeyError) else f"{e}"
             row = doc.get("id", doc.get("task_id")) if isinstance(doc, Mapping) else None
             shown = row if row is not None else json.dumps(doc, default=str)[:120]

@@ -126,7 +126,7 @@ def answer(
             for i, reply in zip(open_, replies, strict=True):
                 turn = part[i][0].turns[part[i][1]]
                 step = turn.steps[2 * rounds : 2 * rounds + 2]
-                if reply.tool_calls and len(step) == 2 and _same_call(reply.tool_calls, step[0]):
+                if reply.tool_calls and len(step) == 2 and same_call(reply.tool_calls, step[0]):
                     conversations[i] = [*conversations[i], dict(step[0]), dict(step[1])]
                     going.append(i)
                 else:
@@ -146,7 +146,8 @@ def _messages(sample: Sample, number: int, blind: bool) -> list[dict[str, Any]]:
     return (replace(sample, media=()) if blind else sample).ask(number)
 
 
-def _same_call(calls: Sequence[Any], step: Any) -> bool:
+def same_call(calls: Sequence[Any], step: Any) -> bool:
+    """Whether a reply's calls are those of the right step: an assistant message with tool_calls."""
     wanted = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in step["tool_calls"]]
     try:
         return [(call.name, call.parsed()) for call in calls] == wanted

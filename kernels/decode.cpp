@@ -848,6 +848,11 @@ int moonkit_level(int allow_amx) {
 #endif
 }
 
+// Whether the caller's structures are these: a library from another version must not be called
+int moonkit_same(int64_t model, int64_t layer, int64_t step) {
+  return model == int64_t(sizeof(Model)) && layer == int64_t(sizeof(Layer)) && step == int64_t(sizeof(Step));
+}
+
 // One step; returns 0, or 1 when there are more rows than it takes
 int moonkit_decode(const Model *model, const Step *step) {
   if (step->rows < 1 || step->rows > 64) return 1;

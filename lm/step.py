@@ -9,7 +9,7 @@ device or dtype, expert groups, sharded weights, no compiler) is a `Unfit` with 
 """
 
 from collections.abc import Iterator, Sequence
-from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p, cast, pointer
+from ctypes import POINTER, Structure, c_double, c_int, c_int64, c_void_p, cast, pointer, sizeof
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,6 +85,8 @@ def kernel(amx: bool = True) -> tuple[Any, int]:
     code = library("decode")
     if code is None:
         raise Unfit(reason("decode"))
+    if not code.moonkit_same(*(c_int64(sizeof(each)) for each in (_Model, _Layer, _Step))):
+        raise Unfit("kernels/decode.cpp and lm/step.py are of different versions")
     code.moonkit_decode.argtypes = [POINTER(_Model), POINTER(_Step)]
     return code, int(code.moonkit_level(c_int(amx)))
 

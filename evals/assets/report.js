@@ -43,7 +43,7 @@
       const rows = await chunk(number);
       texts.set(number, rows.map((r, i) => [
         col.item[number * data.chunk + i], r.prompt, r.reply, r.thinking, r.gold, ...Object.values(r.evidence),
-        r.more.tests ?? "",
+        r.more.tests ?? "", r.transcript ? JSON.stringify(r.transcript) : "",
       ].join("\n").toLowerCase()));
     }
     return texts.get(number);
@@ -165,8 +165,9 @@
       more.append(el("summary", "", `Thinking, ${size}`), text(row.thinking));
       words.append(more);
     }
+    if (row.transcript) words.append(transcript(row.transcript));
     const pair = el("div", "pair");
-    pair.append(part("Answer", row.reply ? text(row.reply) : el("p", "nothing", ["scored", "unscored"].includes(name) || !row.thinking
+    pair.append(part(row.transcript ? "Result" : "Answer", row.reply ? text(row.reply) : el("p", "nothing", ["scored", "unscored"].includes(name) || !row.thinking
       ? "nothing" : "nothing after the thoughts")));
     if (row.gold) pair.append(part("Gold", text(row.gold)));
     words.append(pair);
@@ -185,6 +186,34 @@
     }
     body.append(words);
     made.append(body);
+    return made;
+  }
+
+  // an agent's messages and calls, one after the other
+  function transcript(turns) {
+    const made = el("details", "transcript");
+    const count = turns.filter((turn) => turn.shown === undefined).length;
+    made.append(el("summary", "", `Transcript, ${count} ${count === 1 ? "message" : "messages"}`));
+    let number = 0;
+    for (const turn of turns) {
+      if (turn.shown !== undefined) { made.append(part("It was told", text(turn.shown))); continue; }
+      number += 1;
+      const facts = [];
+      if (turn.tokens !== undefined) facts.push(`${turn.tokens.toLocaleString("en")} tokens`);
+      if (turn.seconds !== undefined) facts.push(`${Number(turn.seconds.toPrecision(2))} s`);
+      const step = el("div", "step", el("h5", "", `${number}`, el("span", "facts", facts.join(" · "))));
+      if (turn.thinking) {
+        const more = el("details", "thinking", el("summary", "", "Thinking"), text(turn.thinking));
+        more.open = allThoughts;
+        step.append(more);
+      }
+      if (turn.text) step.append(text(turn.text));
+      for (const call of turn.calls) {
+        step.append(el("div", call.ok ? "call" : "call failed", el("code", "", call.name), text(call.arguments)));
+        if (call.result) step.append(text(call.result));
+      }
+      made.append(step);
+    }
     return made;
   }
 

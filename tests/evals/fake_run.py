@@ -150,6 +150,19 @@ def make_run(folder: Path, seed: int = 0, items: int = 40, skill: float = 0.6, h
                     tokens={"prompt": 130, "completion": rng.randint(60, 400), "thinking": 20, "media": 0},
                 )
             )
+    for n in range(items // 8):
+        call = {"name": "bash", "arguments": '{"command": "ls"}', "result": "calc.py\nNEWS", "ok": n % 2 == 0}
+        turn = {"thinking": "First the files.", "text": "I look.", "calls": [call], "tokens": 12, "seconds": 0.4}
+        rows.append(
+            row(
+                "kimi_swebench",
+                n,
+                kind="repository, agent",
+                prompt="add subtracts",
+                reply="--- a/calc.py\n+++ b/calc.py\n@@ -1 +1 @@\n-a - b\n+a + b\n",
+                transcript=[turn, {"shown": "The tests fail."}, turn | {"calls": [call, call | {"result": None}]}],
+            )
+        )
     for n in range(items // 4):
         rows.append(
             row(
@@ -176,6 +189,9 @@ def make_run(folder: Path, seed: int = 0, items: int = 40, skill: float = 0.6, h
                 "item_id": f"{text}{at}",
                 "evidence": {text: text},
             }
+            call = dict.fromkeys(("name", "arguments", "result"), text)
+            turn = {"thinking": text, "text": text, "calls": [call, text], "tokens": text}
+            one["transcript"] = [turn, {"shown": text}, text, {"calls": text}] if at % 2 else text
             one["media"] = [*one["media"], "http://evil.invalid/a.png", "../run.json", "media/../run.json", text]
     names = list(dict.fromkeys(one["task"] for one in rows))
     info = {

@@ -403,24 +403,66 @@ def test_what_tests_of_functions_use_works() -> None:
     )
 
 
+# the forms of evalplus/humanevalplus and evalplus/mbppplus on the hub, with fewer inputs
 PLUS = """
+
+
 import numpy as np
 
 def is_floats(x) -> bool:
-    return isinstance(x, float) or isinstance(x, (list, tuple)) and all(isinstance(i, float) for i in x)
+    if isinstance(x, float):
+        return True
+    if isinstance(x, (list, tuple)):
+        return all(isinstance(i, float) for i in x)
+    if isinstance(x, np.ndarray):
+        return x.dtype == np.float64 or x.dtype == np.float32
+    return False
 
 def assertion(out, exp, atol):
-    if not out == exp and (atol or is_floats(exp)):
-        assert np.allclose(out, exp, rtol=1e-07, atol=atol or 1e-6)
-        np.testing.assert_allclose(out, exp, rtol=1e-07, atol=1e-6)
+    same = out == exp
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if not same and atol != 0:
+        np.testing.assert_allclose(out, exp, atol=atol)
     else:
-        assert out == exp
+        assert same
+
+def ref_func(x):
+    return [x / 2, x / 4]
 
 def check(candidate):
-    inputs = [[1.0], [2.0]]
-    results = [[0.5, 0.25], [1.0, 0.5]]
+    inputs = [[1.0], [2.0], [1e9], [0.0]]
+    results = [[0.5, 0.25], [1.0, 0.5], [5e8, 2.5e8], [0.0, 0.0]]
     for i, (inp, exp) in enumerate(zip(inputs, results)):
         assertion(candidate(*inp), exp, 0)
+    for i, inp in enumerate(inputs):
+        assertion(candidate(*inp), ref_func(*inp), 0)
+"""
+MBPP_PLUS = """import numpy as np
+from math import inf
+
+def is_floats(x) -> bool:
+    if isinstance(x, (list, tuple)):
+        return all(isinstance(i, float) for i in x)
+    return isinstance(x, float) or isinstance(x, np.ndarray) and x.dtype == np.float64
+
+def assertion(out, exp, atol):
+    if isinstance(out, bool) or isinstance(exp, bool):
+        assert out == exp, f"out: {out}, exp: {exp}"
+        return
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if isinstance(out, (list, tuple)) and isinstance(exp, (list, tuple)):
+        out, exp = set(out), set(exp)
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp, f"out: {out}, exp: {exp}"
+
+inputs = [[[3, 1, 3]], [[]], [[inf, 2]], [True]]
+results = [[1, 3], [], [2, inf], True]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion(distinct(*inp), exp, 0)
 """
 
 
@@ -430,6 +472,39 @@ def test_the_form_of_humaneval_plus() -> None:
     assert score(gold, data, "    return [x / 2 + 1e-8, x / 4]")[0] == 1.0
     assert score(gold, data, "    return [x / 2 + 1e-3, x / 4]")[0] == 0.0
     assert score(gold, data, "    return x / 2")[0] == 0.0
+    assert score(gold, data, "    return [x / 2 + 40, x / 4] if x > 1e8 else [x / 2, x / 4]")[0] == 1.0  # rtol 1e-7
+
+
+def test_the_form_of_mbpp_plus() -> None:
+    data = {"prompt": "", "entry_point": "distinct", "setup": "import math", "test": MBPP_PLUS}
+    gold = "def distinct(xs):\n    return xs if xs is True else sorted(set(xs))"
+    assert score(gold, data, "```python\ndef distinct(xs):\n    return xs is True or [*{*xs}]\n```")[0] == 1.0
+    assert score(gold, data, "```python\ndef distinct(xs):\n    return xs\n```")[0] == 1.0  # as sets they are alike
+    assert score(gold, data, "```python\ndef distinct(xs):\n    return xs is True or [*{*xs}][:1]\n```")[0] == 0.0
+
+
+def test_answers_may_import_numpy() -> None:
+    data = {"prompt": "def f(x):\n", "entry_point": "f", "test": PLUS}
+    gold = "    return [x / 2, x / 4]"
+    numbers = "import numpy as np\ndef f(x):\n    return {}\n"
+    for text, right in (
+        ("[np.float32(x / 2), np.array([x / 4])[0]]", 1.0),
+        ("list(np.array([x / 2, x / 4]))", 1.0),
+        ("np.array([x / 2, x / 4])", 0.0),  # as beside an array in one process: its truth has no value
+        ("[np.float64(x), np.float64(x)]", 0.0),
+    ):
+        got = score(gold, data, f"```python\n{numbers.format(text)}```")
+        assert got[0] == right, (text, got)
+    counted = asserts("assert f([3, 1]) == 4\nassert f([]) == 0\nassert f([0]) is not None")
+    said = "```python\nimport numpy\ndef f(xs):\n    return numpy.array(xs, dtype=int).sum()\n```"
+    assert score("def f(xs):\n    return sum(xs)", counted, said)[0] == 1.0
+    printed = {"io": [{"input": "2 3\n", "output": "5\n"}], "unchecked": True}
+    said = "```python\nimport numpy as np\nprint(np.array(input().split(), dtype=np.int64).sum())\n```"
+    assert score(None, printed, said)[0] == 1.0
+    # it can be read and not changed, and nothing else of this program's packages is there
+    writes = "    import numpy, os\n    open(numpy.__file__, 'a').write('0')\n    return [x / 2, x / 4]"
+    assert score(gold, data, writes)[0] == 0.0
+    assert score(gold, data, "    import numpy, scipy\n    return [x / 2, x / 4]")[0] == 0.0
 
 
 def test_arguments_stay_as_they_were_where_the_reference_leaves_them() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.edit import File
-from agent.loop import Budget, Script, solve
+from agent.loop import Budget, ContextFull, Script, solve
 from agent.sandbox import SandboxError, backend
 from evals.policy import Served, policy_of
 from fusion.generate import Sampling
@@ -78,12 +78,27 @@ def test_a_server_that_fails_ends_the_trace(
 ) -> None:
     url, _, wrong = server
     wrong.append((status, body))
-    trace = solve(Served(url, "kimi"), "Mend add.", FILES)
+    trace = solve(Served(url, "kimi", retries=1, pause=0.01), "Mend add.", FILES)
     assert trace.ended == "policy_error" and why in trace.why
 
 
+def test_a_server_that_finds_it_too_long(server: tuple[str, list[dict[str, Any]], list[Any]]) -> None:
+    url, asked, wrong = server
+    for status, said in (
+        (400, "This model's maximum context length is 8192 tokens."),
+        (400, "Invalid request: Your request exceeded model token limit: 262144"),
+        (413, "Requested token count exceeds the model's maximum context length"),
+    ):
+        wrong[:] = [(status, json.dumps({"error": {"message": said}}))]
+        trace = solve(Served(url, "kimi", seed=3), "Mend add.", FILES)
+        assert trace.ended == "context" and said in trace.why
+    wrong[:] = [(400, '{"error": "no such model"}')]
+    assert solve(Served(url, "kimi"), "Mend add.", FILES).ended == "policy_error"
+    assert asked[0]["seed"] == 3 and len(asked) == 4  # none is tried again
+
+
 def test_no_server() -> None:
-    trace = solve(Served("http://127.0.0.1:9/v1", "kimi"), "Mend add.", FILES)
+    trace = solve(Served("http://127.0.0.1:9/v1", "kimi", retries=0), "Mend add.", FILES)
     assert trace.ended == "policy_error" and "127.0.0.1:9" in trace.why
     with pytest.raises(ValueError, match="base_url must begin"):
         Served("localhost", "kimi")
@@ -101,5 +116,8 @@ def test_a_model_that_is_loaded_here_speaks_its_own_format() -> None:
     (call,), (wanted,) = message["tool_calls"], sample.turns[0].steps[0]["tool_calls"]
     assert call["function"]["name"] == wanted["function"]["name"] and json.loads(call["function"]["arguments"])
     assert message["usage"]["completion_tokens"] > 0
-    trace = solve(policy, "Mend add.", FILES, budget=Budget(steps=3, wall_s=60))
-    assert trace.ended in ("steps", "finished", "policy_error") and trace.ended != "infra_error"
+    trace = solve(policy, "Mend add.", FILES, budget=Budget(steps=3, wall_s=600))
+    assert trace.ended in ("steps", "finished", "length"), trace
+    long = [{"role": "user", "content": "a b c d " * 20_000}]
+    with pytest.raises(ContextFull, match=r"80,.* tokens, the context 4,096"):
+        policy_of(kimi)(long, [])

@@ -124,9 +124,10 @@ def test_too_many_infra_errors_are_said_everywhere(tmp_path: Path) -> None:
     with (folder / "samples.jsonl").open("a") as file:
         file.writelines(json.dumps(one) + "\n" for one in lost)
     report = make_report([folder])
-    assert "(!)" in cells(report.summaries[0]["kimi_lost"])[2]
+    assert "(!)" in cells(report.runs[0], report.summaries[0]["kimi_lost"])[2]
     assert any("not valid: 3 of 9" in line for line in markdown(report))
     assert as_json(report)["runs"][0]["tasks"]["kimi_lost"]["valid"] is False
+    assert as_json(report)["runs"][0]["tasks"]["kimi_lost"]["isolation"] == "not stated"
     assert make_report([folder], infra_share=0.5).summaries[0]["kimi_lost"].valid
 
 

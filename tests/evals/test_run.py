@@ -379,3 +379,67 @@ def test_a_suite_with_a_picture(tmp_path: Path, tiny: Moonkit) -> None:
         assert row["media"] and all((tmp_path / "r" / one).is_file() for one in row["media"])
         assert row["status"] in ("graded", "silent", "truncated") and row["tokens"]["media"] > 0
         assert row["prompt"].endswith("<think>") and row["cluster"] and row["gold"]
+
+
+def test_rows_of_a_task_are_there_before_the_next_one_begins(
+    tmp_path: Path, tiny: Moonkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_tasks(tmp_path / "tasks", 4)
+    second = (tasks / "sums.yaml").read_text().replace("task: sums", "task: more")
+    (tasks / "more.yaml").write_text(second.replace("What is", "Say what is"))
+    real, seen = adapter.generate, []
+
+    def one_task(kimi: Any, prompts: Any, *rest: Any) -> Iterator[dict[int, int]]:
+        seen.append(len(prompts))
+        if len(seen) == 2:
+            raise RuntimeError("the power is gone")
+        return real(kimi, prompts, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(adapter, "generate", one_task)
+        with pytest.raises(ValueError, match="the power is gone"):
+            evals.evaluate(tiny, ["sums", "more"], include_path=tasks, out=tmp_path / "r", limit=4)
+    early = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").open()]
+    assert [row["task"] for row in early] == ["sums"] * 4
+    said = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert said["finished"] is None and said["tasks"]["sums"]["n"] == 4 and "more" not in said["tasks"]
+    whole = evals.evaluate(tiny, ["sums", "more"], include_path=tasks, out=tmp_path / "r", limit=4)
+    late = [json.loads(line) for line in (tmp_path / "r" / "samples.jsonl").open()]
+    assert len(late) == 8 and late[:4] == early
+    assert {task["isolation"] for task in whole.record["tasks"].values()} == {"nothing was run"}
+
+
+def test_lm_evals_own_tasks_have_a_running_score(
+    tmp_path: Path, tiny: Moonkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_tasks(tmp_path / "tasks", 3)
+    (tasks / "grading.py").write_text(
+        GRADING + "\nASKED = []\n" + GRADING.replace("    return", "    ASKED.append(1)\n    return")
+    )
+    said: list[str | None] = []
+    real = record.Run._running
+    monkeypatch.setattr(record.Run, "_running", lambda *a: said.append(real(*a)) or said[-1])
+    result = evals.evaluate(tiny, ["sums"], include_path=tasks, out=tmp_path / "r")
+    assert said[-1] == f"sums {result.scores['sums']['likeness,none']:.3f}" and len(said) == 3
+
+
+@pytest.mark.parametrize("limit", [0, -3, 1.5, float("nan")])
+def test_a_limit_that_means_nothing(tmp_path: Path, tiny: Moonkit, limit: float) -> None:
+    tasks = make_tasks(tmp_path / "tasks", 2)
+    with pytest.raises(ValueError, match="a number of items from 1 up, or a share"):
+        evals.evaluate(tiny, ["sums"], include_path=tasks, out=tmp_path / "r", limit=limit)
+    assert not (tmp_path / "r").exists()
+
+
+def test_chosen_samples_keep_their_numbers(tmp_path: Path, tiny: Moonkit, generated: list[int]) -> None:
+    tasks = make_tasks(tmp_path / "tasks", 6)
+    result = evals.evaluate(tiny, ["sums"], include_path=tasks, out=tmp_path / "r", samples={"sums": [4, 1]})
+    assert [(row["doc_id"], row["item_id"], bool(row["key"])) for row in result.rows] == [
+        (1, "s1", True),
+        (4, "s4", True),
+    ]
+    again, _ = regrade.regrade(tmp_path / "r")
+    assert [row["score"] for row in again.rows] == [row["score"] for row in result.rows]
+    for wrong in ([], [6], [-1], [1, 1]):
+        with pytest.raises(ValueError, match="different whole numbers from 0 to 5 are wanted"):
+            evals.evaluate(tiny, ["sums"], include_path=tasks, out=tmp_path / "w", samples={"sums": wrong})

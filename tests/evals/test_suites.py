@@ -45,9 +45,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    suites._network.cache_clear()
+    suites.network.cache_clear()
     yield
-    suites._network.cache_clear()
+    suites.network.cache_clear()
 
 
 def right(document: dict[str, Any]) -> str:
@@ -464,3 +464,28 @@ def test_the_world_is_a_group_of_lm_eval() -> None:
     found = simple_evaluate(Silent(), tasks=["world"], task_manager=manager, limit=1, bootstrap_iters=0)
     assert found is not None and found["groups"]["world"]["score,all"] == 0
     assert sorted(found["group_subtasks"]["world"]) == WORLDS
+
+
+@pytest.mark.parametrize(("language", "count"), [("es", 115), ("fr", 235), ("ja", 172)])
+def test_instructions_in_other_languages(
+    language: str, count: int, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONKIT_DATA", str(data))
+    documents = suites.load("kimi_ifeval", language=language)
+    assert len(documents) == count and documents[0]["id"].startswith(f"ifeval/{language}/")
+    for document in documents:
+        assert all(name.startswith(f"{language}:") for name in document["answer"].split(", "))
+        assert suites.verdict(document, "").score == 0.0
+        assert suites.verdict(document, "¿Qué? « Oui », 「はい」。\n\n* uno").status == "graded"
+
+
+def test_longvideobench_as_the_hub_has_it(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "longvideobench"
+    published.video(root / "videos" / "a.mp4")
+    base = {"id": "a_0", "video_id": "a", "video_path": "a.mp4", "question": "What?", "correct_choice": 2}
+    options = {f"option{number}": text for number, text in enumerate(("rose", "lily", "grass", "N/A", "N/A"))}
+    published.table(root / "validation-00000-of-00001.parquet", [base | options | {"question_category": "TOS"}])
+    monkeypatch.setenv("MOONKIT_DATA", str(tmp_path))
+    (document,) = suites.load("kimi_longvideobench")
+    assert document["answer"] == "C" and "C. grass" in document["question"] and "N/A" not in document["question"]
+    assert suites.verdict(document, "C").score == 1.0

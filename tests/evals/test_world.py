@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evals.world import ASPECTS, Asked, _same_call, answer, markdown, parts, questions, row, summarize, wilson
+from evals.world import ASPECTS, Asked, answer, markdown, parts, questions, row, same_call, summarize, wilson
 from world import sample
 from world.sample import Sample, Turn
 
@@ -106,7 +106,7 @@ def test_a_call_counts_when_name_and_arguments_agree(name: str, arguments: str, 
 
     call = SimpleNamespace(name=name, parsed=parsed)
     gold = {"tool_calls": [{"function": {"name": "calculator", "arguments": '{"expression": "2+3"}'}}]}
-    assert _same_call([call], gold) is same
+    assert same_call([call], gold) is same
 
 
 def test_an_untrained_model_is_asked_and_scored() -> None:
