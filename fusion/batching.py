@@ -30,6 +30,7 @@ from fusion.generate import (
     Sampling,
     StreamEvent,
     ThinkingBudget,
+    read,
     sample,
     stop_ids,
 )
@@ -335,7 +336,7 @@ class Batcher:
             left = request._waiting
             if left is None:
                 continue
-            if len(left) > MOST and not stepper.small:
+            if lengths[n] == request.cached_tokens and not stepper.reads(len(left)):
                 answers[n] = self._read(n)  # many rows: torch's products
                 continue
             rows = min(len(left), room)
@@ -384,16 +385,15 @@ class Batcher:
         cache.take(view)
         return dict(enumerate(logits))
 
-    def _read(self, n: int, chunk: int = 1024) -> Tensor:
-        """A whole prompt, `chunk` tokens at a time; logits of the next token, (vocab)."""
-        lm, cache, request = self.kimi.language_model, self._cache, self._active[n]
+    def _read(self, n: int) -> Tensor:
+        """The rest of a prompt at once; logits of the next token, (vocab)."""
+        cache, request = self._cache, self._active[n]
         assert cache is not None and request._waiting is not None
         own = cache.row(n)
-        for part in request._waiting.split(chunk):
-            hidden = lm(part, cache=own)
+        logits = read(self.kimi, request._waiting, own)
         cache.lengths[n] = own.lengths[0]
         request._waiting = None
-        return lm.logits(hidden[-1:])[0]
+        return logits
 
     def _answer(self, answers: dict[int, Tensor]) -> None:
         """Choose the next token of each, pass it on, and let go those that have ended."""

@@ -60,6 +60,34 @@ def describe(item: "SeenItem") -> str:
     )
 
 
+def describe_heat(item: "SeenItem", weights: NDArray[np.floating]) -> str:
+    """What `draw_heat` shows, in one or two sentences."""
+    largest = float(np.max(weights))
+    if not largest:
+        return "None of this token's attention is here: a token sees only what stands before it."
+    row, column = divmod(int(np.argmax(weights)), weights.shape[1])
+    what = "picture" if item.kind == "image" else "chunk"
+    return (
+        f"{percent(float(np.sum(weights)))} of this token's attention is on this {what}. "
+        f"The strongest square (framed, row {row + 1}, column {column + 1} of {weights.shape[0]}×{weights.shape[1]}) "
+        f"gets {percent(largest)}; spread evenly, each would get {percent(float(np.mean(weights)))}."
+    )
+
+
+def describe_experts(look: "Look", load: Sequence[NDArray[np.floating]] | None = None) -> str:
+    """What `draw_experts` shows, in two or three sentences."""
+    table = np.stack(list(look.experts if load is None else load))  # (layers, experts)
+    experts = table.shape[1]
+    layer, expert = divmod(int(table.argmax()), experts)
+    idle = int((table == 0).sum())
+    return (
+        f"Each row is a layer, each square one of its {experts} experts; every token chooses {look.chosen.shape[2]} of "
+        f"them per layer. Busiest: expert {expert} of layer {look.expert_layers[layer]} with "
+        f"{percent(float(table.max()))} of the layer's choices; spread evenly, each would get {percent(1 / experts)}. "
+        + (f"{idle:,} of {table.size:,} were never chosen (darkest)." if idle else "Every expert was chosen.")
+    )
+
+
 def percent(share: float) -> str:
     """0.0213 as "2.1 %"."""
     if 0 < share < 5e-6:
@@ -70,9 +98,16 @@ def percent(share: float) -> str:
 # ---- drawings --------------------------------------------------------------------------------------------------------
 
 
-def draw_patches(item: "SeenItem") -> Image.Image:
-    """The picture, or the frames of a chunk side by side, as the model gets them, with patch and token lines."""
-    return _panel(_blocks(item))
+def draw_patches(item: "SeenItem", words: bool = True) -> Image.Image:
+    """The picture, or the frames of a chunk side by side, as the model gets them, with patch and token lines.
+
+    words: False leaves out ground, legend and sentence, for a page that sets `describe` as text of its own.
+    """
+    blocks = _blocks(item)
+    if words:
+        return _panel(blocks)
+    assert isinstance(blocks[0], Image.Image), "the picture comes first"
+    return blocks[0]
 
 
 def _blocks(item: "SeenItem") -> "list[Block]":
@@ -99,11 +134,14 @@ def draw_items(items: Sequence["SeenItem"]) -> Image.Image:
     return _panel([block for item in items for block in _blocks(item)])
 
 
-def draw_heat(item: "SeenItem", weights: NDArray[np.floating], most: float | None = None) -> Image.Image:
+def draw_heat(
+    item: "SeenItem", weights: NDArray[np.floating], most: float | None = None, words: bool = True
+) -> Image.Image:
     """Attention of one token over the squares of an item. weights (rows, columns): shares of all its attention.
 
     most: the share at the bright end of the scale; None is the largest of this item. Give chunks of one clip the same.
-    Raises ValueError for weights of another shape, or that are no shares.
+    words: False leaves out ground, scale and sentence, for a page that sets `describe_heat` as text of its own. Raises
+    ValueError for weights of another shape, or that are no shares.
     """
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != item.cells:
@@ -131,23 +169,20 @@ def draw_heat(item: "SeenItem", weights: NDArray[np.floating], most: float | Non
             pen.rectangle([round(v) for v in box], outline=(0, 0, 0), width=3)
             pen.rectangle([round(v) for v in box], outline=(255, 255, 255), width=1)
         pictures.append(picture)
+    if not words:
+        return _side_by_side(pictures)
+    said = describe_heat(item, weights)
     if not largest:
-        said = "None of this token's attention is here: a token sees only what stands before it."
         return _panel([_side_by_side(pictures), said])
-    what = "picture" if item.kind == "image" else "chunk"
-    said = (
-        f"{percent(float(weights.sum()))} of this token's attention is on this {what}. "
-        f"The strongest square (framed, row {row + 1}, column {column + 1} of {weights.shape[0]}×{weights.shape[1]}) "
-        f"gets {percent(largest)}; spread evenly, each would get {percent(float(weights.mean()))}."
-    )
     bar = _tint(np.full((14, 256), 128.0), np.tile(np.linspace(0, 1, 256), (14, 1)))
     ticks = [(0.0, "0"), (0.5, percent(top / 2)), (1.0, f"{percent(top)} of its attention")]
     return _panel([_side_by_side(pictures), _legend(bar, ticks), said])
 
 
-def draw_experts(look: "Look", load: Sequence[NDArray[np.floating]] | None = None) -> Image.Image:
+def draw_experts(look: "Look", load: Sequence[NDArray[np.floating]] | None = None, words: bool = True) -> Image.Image:
     """How the choices of each layer spread over its experts. load: `look.load(...)` of some tokens; None is all.
 
+    words: False leaves out scale and sentence, for a page that sets `describe_experts` as text of its own.
     Raises ValueError for a model without expert layers.
     """
     shares = list(look.experts if load is None else load)
@@ -179,19 +214,13 @@ def draw_experts(look: "Look", load: Sequence[NDArray[np.floating]] | None = Non
     apart = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n * across >= 40 or n == 128)
     for n in range(0, experts, apart):
         pen.text((left + (n + 0.5) * across, down * layers + 4), str(n), _QUIET, font, anchor="ma")
-    layer, expert = divmod(int(table.argmax()), experts)
-    idle = int((table == 0).sum())
-    said = (
-        f"Each row is a layer, each square one of its {experts} experts; every token chooses {look.chosen.shape[2]} of "
-        f"them per layer. Busiest: expert {expert} of layer {look.expert_layers[layer]} with {percent(largest)} of the "
-        f"layer's choices; spread evenly, each would get {percent(even)}. "
-        + (f"{idle:,} of {table.size:,} were never chosen (darkest)." if idle else "Every expert was chosen.")
-    )
+    if not words:
+        return chart
     bar = _colours(np.tile(np.linspace(0, 1, 256), (14, 1))).round().astype(np.uint8)
     ticks = [(0.0, "0"), (1.0, f"{percent(largest)} of the layer's choices")]
     if 0.12 < even / largest < 0.75:
         ticks.insert(1, (even / largest, f"even {percent(even)}"))
-    return _panel([chart, _legend(bar, ticks), said])
+    return _panel([chart, _legend(bar, ticks), describe_experts(look, shares)])
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

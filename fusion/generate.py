@@ -117,7 +117,15 @@ def prefill(kimi: "Kimi", prompt: "Prompt", cache: LatentCache, chunk: int = 102
     Memory beyond the cache is that of one chunk, however long the prompt.
     """
     media = prompt.media.to(kimi.device) if prompt.media else None
-    for part in kimi.embed(prompt.ids.to(kimi.device), media).split(chunk):
+    return read(kimi, kimi.embed(prompt.ids.to(kimi.device), media), cache, chunk)
+
+
+def read(kimi: "Kimi", x: Tensor, cache: LatentCache, chunk: int = 1024) -> Tensor:
+    """Embedded tokens (tokens, dim) behind the one sequence of a cache; logits of the next token, (vocab,)."""
+    stepper = kimi.language_model.stepper()
+    if stepper is not None and stepper.reads(len(x)):
+        return stepper.read(x, cache)
+    for part in x.split(chunk):
         hidden = kimi.language_model(part, cache=cache)
     return kimi.language_model.logits(hidden[-1:])[0]
 

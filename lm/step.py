@@ -148,6 +148,23 @@ class Stepper:
         cache.advance([1] * len(x))
         return logits
 
+    def reads(self, tokens: int) -> bool:
+        """Whether so many tokens of a prompt are read faster here than by torch's products."""
+        return tokens <= (4 * MOST if self.small else MOST)
+
+    def read(self, x: Tensor, cache: LatentCache) -> Tensor:
+        """All of x (tokens, dim) behind the one sequence of the cache: float32 logits of the next token, (vocab)."""
+        start, count = cache.lengths[0], len(x)
+        cache.reserve(start + count)
+        for at in range(0, count, MOST):
+            part = x[at : at + MOST]
+            # the last row first: it alone is answered, and only when it is the last of all
+            order = [len(part) - 1, *range(len(part) - 1)]
+            places = [start + at + row for row in order]
+            logits = self.rows(part[order], cache, [0] * len(part), places, int(at + MOST >= count))
+        cache.advance([count])
+        return logits[0]
+
     def rows(
         self, x: Tensor, cache: LatentCache, slots: Sequence[int], places: Sequence[int], answered: int | None = None
     ) -> Tensor:
