@@ -164,8 +164,10 @@ def test_binds_are_read_only(kind: str, tmp_path: Path) -> None:
 
 
 def _of_sandboxes() -> set[str]:
-    """Processes of any sandbox, zombies included, as seen from here; not those of a grader that tests before ours used:
-    it keeps some started."""
+    """Processes of sandboxes, zombies included, as seen from here: of this process and of hosts that are gone.
+
+    Not those of another program that uses sandboxes now, nor of a grader that tests before ours used: it keeps some.
+    """
     grader = sys.modules.get("evals.code")
     if grader is not None:
         grader.close()
@@ -177,9 +179,27 @@ def _of_sandboxes() -> set[str]:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if b"marshal.loads" in line or (state[0] == "Z" and state[1] == str(os.getpid())):
+            zombie = state[0] == "Z" and state[1] == str(os.getpid())
+            if zombie or (b"marshal.loads" in line and not _of_another(int(state[1]))):
                 found.add(entry.name)
     return found
+
+
+def _of_another(parent: int) -> bool:
+    """Whether a process that is neither this one nor a sandbox's own stands above."""
+    while parent > 1 and parent != os.getpid():
+        try:
+            line = Path(f"/proc/{parent}/cmdline").read_bytes()
+            above = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+        if b"marshal.loads" not in line and not line.startswith((b"bwrap", b"/usr/bin/bwrap")):
+            mine = above
+            while mine > 1 and mine != os.getpid():  # a host that a test started is ours
+                mine = int(Path(f"/proc/{mine}/stat").read_text().rpartition(")")[2].split()[1])
+            return mine != os.getpid()
+        parent = above
+    return False
 
 
 def _nothing_left(seconds: float = 5.0) -> bool:

@@ -334,3 +334,39 @@ def test_paths_may_be_path_objects(kimi: Kimi, tmp_path: Path) -> None:
     kimi.save_pretrained(tmp_path / "model")
     again = Kimi.from_pretrained(tmp_path / "model")
     assert again.chat("hi", images=[PHOTO], max_new_tokens=4) == kimi.chat("hi", images=[str(PHOTO)], max_new_tokens=4)
+
+
+def test_another_format_of_the_family_can_be_asked_for(kimi: Kimi) -> None:
+    own = kimi.prepare(ask("hi"))
+    assert kimi.prepare(ask("hi"), profile=kimi.config.profile).ids.tolist() == own.ids.tolist()
+    plain = kimi.prepare(ask("hi"), profile="k2")
+    assert plain.ids.tolist() != own.ids.tolist() and not plain.thinking
+    kimi.chat_template = "never {{ rendered"
+    try:
+        assert kimi.prepare(ask("hi"), profile="k2").ids.tolist() == plain.ids.tolist()
+        with pytest.raises(ValueError, match="template failed"):
+            kimi.prepare(ask("hi"))
+    finally:
+        kimi.chat_template = None
+    with pytest.raises(ValueError, match="known: k2, "):
+        kimi.prepare(ask("hi"), profile="k9")  # type: ignore[arg-type]
+
+
+def test_replies_take_turns_and_can_be_halted(kimi: Kimi) -> None:
+    whole = list(kimi.stream(ask("hi"), max_new_tokens=12))
+    turns: list[str] = []
+
+    class Turn:
+        def __enter__(self) -> None:
+            turns.append("in")
+
+        def __exit__(self, *_: object) -> None:
+            turns.append("out")
+
+    same = list(kimi.stream(ask("hi"), max_new_tokens=12, turn=Turn()))
+    assert same == whole and turns[:2] == ["in", "out"]
+    assert len(turns) // 2 >= same[-1].reply.usage.completion_tokens  # type: ignore[union-attr]
+    left = iter([False] * 4)
+    cut = list(kimi.stream(ask("hi"), max_new_tokens=12, halt=lambda: next(left, True)))[-1].reply
+    assert cut is not None and cut.finish_reason == "halted"
+    assert cut.ids == whole[-1].reply.ids[:4]  # type: ignore[union-attr]
