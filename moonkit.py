@@ -28,8 +28,8 @@ VERBS = {
     "sft": ("train.sft", "fine-tune a trained model by a recipe"),
     "ablate": ("recipes.ablations", "change one choice of the recipe at a time; a curve and a table for each"),
     "plot": ("train.plot", "draw the curves of one or more runs"),
-    "bench": ("fusion.bench", "measure vision, prefill and decoding, beside transformers when it is installed"),
-    "bench train": ("train.bench", "measure a training step, beside transformers when it is installed"),
+    "bench": ("bench.run", "measure speed beside peers and what the machine can do: vision, prefill, decode, ..."),
+    "bench train": ("train.bench", "measure a training step and its parts, beside transformers when it is installed"),
 }
 
 HELP = """moonkit: images, video and text in, text out; the Kimi K2 to K2.7-Code system in one toolkit.
