@@ -193,7 +193,6 @@ struct Member {
 };
 
 bool use_amx = false;
-bool whole = false;  // a float32 model: activations are never rounded, INT4 weights are rounded as when dequantised
 
 // ---- products
 
@@ -203,6 +202,7 @@ struct Product {
   const float *const *x;  // a pointer to each vector
   float *const *out;      // to each result
   int64_t tokens;
+  bool whole;  // a float32 model: activations are never rounded, INT4 weights are rounded as when dequantised
 };
 
 constexpr int64_t ROWS = 16;
@@ -215,7 +215,7 @@ struct Scratch {
 
 #ifdef AMX
 // the number of tokens plays no part: a sequence gives in a batch, to the last bit, what it gives alone
-bool fits_amx(const Matrix &w) { return use_amx && !whole && w.kind != F32 && w.in % 32 == 0 && w.out >= 16; }
+bool fits_amx(const Matrix &w, bool whole) { return use_amx && !whole && w.kind != F32 && w.in % 32 == 0 && w.out >= 16; }
 
 void pack_vectors(const Product &job, Scratch &scratch) {
   int64_t in = job.w->in, steps = in / 32, tiles = (job.tokens + 15) / 16;
@@ -366,7 +366,7 @@ inline void int4_dots(const Matrix &w, int64_t row, const float *spread, float o
 }
 
 template <int R, int N>
-inline void some_dots(const Matrix &w, int64_t row, const float *const *x, const float *spread, float out[N][R]) {
+inline void some_dots(const Matrix &w, bool whole, int64_t row, const float *const *x, const float *spread, float out[N][R]) {
   if (w.kind == INT4) return whole ? int4_dots<true, R, N>(w, row, spread, out) : int4_dots<false, R, N>(w, row, spread, out);
   if (w.kind == BF16) return dots<R, N>((const uint16_t *)w.data + row * w.in, w.in, x, w.in, out);
   dots<R, N>((const float *)w.data + row * w.in, w.in, x, w.in, out);
@@ -379,20 +379,20 @@ inline void plain_rows(const Matrix &w, int64_t row, const Product &job, const f
   int64_t t = 0;
   for (; t + 4 <= job.tokens; t += 4) {
     float out[4][R];
-    some_dots<R, 4>(w, row, job.x + t, spread + t * stride, out);
+    some_dots<R, 4>(w, job.whole, row, job.x + t, spread + t * stride, out);
     for (int n = 0; n < 4; n++)
       for (int r = 0; r < R; r++) result[r * 64 + t + n] = out[n][r];
   }
   for (; t < job.tokens; t++) {
     float out[1][R];
-    some_dots<R, 1>(w, row, job.x + t, spread + t * stride, out);
+    some_dots<R, 1>(w, job.whole, row, job.x + t, spread + t * stride, out);
     for (int r = 0; r < R; r++) result[r * 64 + t] = out[0][r];
   }
 }
 
 void rows_of(const Matrix &w, int64_t from, int64_t to, const Product &job, Scratch &scratch, float *result) {
 #ifdef AMX
-  if (to - from == 16 && fits_amx(w)) return sixteen_rows(w, from, scratch.packed.data(), job.tokens, result);
+  if (to - from == 16 && fits_amx(w, job.whole)) return sixteen_rows(w, from, scratch.packed.data(), job.tokens, result);
 #endif
   const float *spread = scratch.spread.data();
   int64_t r = from;
@@ -406,7 +406,7 @@ void block(const Product &job, int64_t from, Scratch &scratch) {
     scratch.ready = &job;
     bool amx = false;
 #ifdef AMX
-    amx = fits_amx(*job.w);
+    amx = fits_amx(*job.w, job.whole);
     if (amx) pack_vectors(job, scratch);
 #endif
     if (job.w->kind == INT4 && (!amx || job.w->out % 16)) spread_vectors(job, scratch);
@@ -686,7 +686,7 @@ struct Walk {
     pieces.reserve(size_t(m.heads)), jobs.reserve(size_t(m.heads + m.experts + 8));
   }
   void add(const Matrix &w, const Matrix *w2, const float *x, int64_t x_stride, float *out, int64_t out_stride, int64_t n) {
-    jobs.push_back({&w, w2, from(x, x_stride, n), to(out, out_stride, n), n});
+    jobs.push_back({&w, w2, from(x, x_stride, n), to(out, out_stride, n), n, m.norm_kind == F32});
   }
 
   // every chosen expert with its tokens, and the shared one with all
@@ -706,7 +706,7 @@ struct Walk {
         if (!n) continue;
         const float *const *x = b.from.data() + b.from.size() - n;
         float *const *out = b.to.data() + b.to.size() - n;
-        jobs.push_back({down ? &expert.down : &expert.gate, down ? nullptr : &expert.up, x, out, n});
+        jobs.push_back({down ? &expert.down : &expert.gate, down ? nullptr : &expert.up, x, out, n, m.norm_kind == F32});
       }
     if (layer.shared.gate.kind == NONE) return;
     float *mid = &b.inner[m.chosen * inner], *end = &b.slots[m.chosen * m.dim];
@@ -863,7 +863,6 @@ int moonkit_decode(const Model *model, const Step *step) {
     if (layer.router.kind != NONE) widest = std::max(widest, layer.experts[0].gate.out);
     if (layer.shared.gate.kind != NONE) shared = std::max(shared, layer.shared.gate.out);
   }
-  whole = model->norm_kind == F32;
   Walk walk(*model, *step, widest, shared);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(int(step->threads))
