@@ -18,13 +18,8 @@
 #include <cstring>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef __linux__
-#include <sched.h>
-#endif
 #include "amx.h"
+#include "team.h"
 
 enum Kind : int64_t { NONE = -1, F32 = 0, BF16 = 1, INT4 = 2 };
 
@@ -178,15 +173,9 @@ struct Member {
     if (team.arrived.fetch_add(1, std::memory_order_acq_rel) == team.size - 1) {
       team.arrived.store(0, std::memory_order_relaxed);
       team.turn.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; team.turn.load(std::memory_order_acquire) == turn; spins++) {
-#ifdef AVX512
-      _mm_pause();
-#endif
-#ifdef __linux__
-      if (spins > 4000) sched_yield();  // another process has the core of whom we wait for
-#endif
+      team.turn.notify_all();
+    } else {
+      await_change(team.turn, turn);
     }
   }
   int64_t take() { return team.taken[phase].fetch_add(1, std::memory_order_relaxed); }
@@ -864,16 +853,8 @@ int moonkit_decode(const Model *model, const Step *step) {
     if (layer.shared.gate.kind != NONE) shared = std::max(shared, layer.shared.gate.out);
   }
   Walk walk(*model, *step, widest, shared);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(int(step->threads))
-  {
-#pragma omp single
-    walk.team.size = omp_get_num_threads();  // the barrier of `single` shows it to all
-    int index = omp_get_thread_num();
-#else
-  {
-    int index = 0;
-#endif
+  walk.team.size = int(step->threads);
+  pool()->run(walk.team.size, [&](int index) {
 #ifdef AMX
     if (use_amx) open_tiles();
 #endif
@@ -881,7 +862,7 @@ int moonkit_decode(const Model *model, const Step *step) {
 #ifdef AMX
     if (use_amx) _tile_release();
 #endif
-  }
+  });
   return 0;
 }
 }

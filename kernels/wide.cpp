@@ -11,11 +11,8 @@
 #include <atomic>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "amx.h"
+#include "team.h"
 
 enum Act : int64_t { PLAIN = 0, GELU = 1, SWIGLU = 2 };
 
@@ -382,13 +379,12 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
       for (int64_t row = 0; row < job.rows; row += each) pieces.push_back({&job, column, row, std::min(job.rows, row + each)});
   }
   std::atomic<size_t> next{0};
-#pragma omp parallel num_threads(int(threads))
-  {
+  pool()->run(int(threads), [&](int) {
     open_tiles();
     Room room;
     for (size_t p; (p = next.fetch_add(1)) < pieces.size();) linear_piece(*pieces[p].job, pieces[p].column, pieces[p].first, pieces[p].last, room);
     _tile_release();
-  }
+  });
   return 0;
 #else
   (void)jobs, (void)count, (void)threads;
@@ -418,14 +414,13 @@ int moonkit_attention(const Attention *job, int64_t threads) {
     return (a.to - a.from) * (job->causal ? job->past + a.to : a.keys) > (b.to - b.from) * (job->causal ? job->past + b.to : b.keys);
   });
   std::atomic<size_t> next{0};
-#pragma omp parallel num_threads(int(threads))
-  {
+  pool()->run(int(threads), [&](int) {
     open_tiles();
     Space space;
     for (size_t p; (p = next.fetch_add(1)) < pieces.size();)
       attend(*job, pieces[p].start, pieces[p].keys, pieces[p].head, pieces[p].from, pieces[p].to, space);
     _tile_release();
-  }
+  });
   return 0;
 #else
   (void)job, (void)threads;
