@@ -6,6 +6,9 @@
 #pragma once
 
 #include <pthread.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <functional>
@@ -24,7 +27,7 @@ inline void relax() {
 // waits until `word` is no longer `old`: looks a while, then sleeps
 template <typename T>
 inline void await_change(const std::atomic<T> &word, T old) {
-  for (int looks = 0; looks < 2000; looks++) {
+  for (int looks = 0; looks < 10000; looks++) {
     if (word.load(std::memory_order_acquire) != old) return;
     relax();
   }
@@ -37,7 +40,22 @@ class Pool {
   std::atomic<int> busy{0};
   std::vector<std::thread> workers;
   const std::function<void(int)> *work = nullptr;
-  int wanted = 0;
+  int wanted = 0, home = -1;
+  size_t placed = 0;
+
+  // Threads that sleep and wake often are woken where the waker runs, and two then take turns on one core while another
+  // is free. So the workers may run on every core that is ours but the caller's.
+  void place() {
+#ifdef __linux__
+    int here = sched_getcpu();
+    if (here == home && placed == workers.size()) return;
+    cpu_set_t ours;
+    if (here < 0 || sched_getaffinity(0, sizeof ours, &ours) || CPU_COUNT(&ours) < 2) return;
+    CPU_CLR(here, &ours);
+    for (auto &worker : workers) pthread_setaffinity_np(worker.native_handle(), sizeof ours, &ours);
+    home = here, placed = workers.size();
+#endif
+  }
 
   void serve(int index, uint32_t seen) {
     for (;;) {
@@ -55,6 +73,7 @@ class Pool {
     if (threads > 1) {
       while (int(workers.size()) < threads - 1)
         workers.emplace_back(&Pool::serve, this, int(workers.size()) + 1, call.load(std::memory_order_relaxed));
+      place();
       work = &f, wanted = threads;
       busy.store(int(workers.size()), std::memory_order_relaxed);
       call.fetch_add(1, std::memory_order_release);

@@ -191,7 +191,7 @@ class Stepper:
             answered=answered,
             capacity=cache.layers[0].stride(0) // cache.cache_dim,
             # a small step gains little from a second thread, and loses much where another program has its core
-            threads=1 if self.small and count <= 4 else torch.get_num_threads(),
+            threads=1 if self.small and count <= 16 else torch.get_num_threads(),
             cache_kind=_KINDS[cache.layers[0].dtype],
             x=start.data_ptr(),
             cos=cos.data_ptr(),
