@@ -24,7 +24,7 @@ test: $(VENV)/.installed-dev lint
 
 # a real Chromium on the demo; also makes the pictures of docs/images
 test-browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m browser tests/demo
+	MOONKIT_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/demo
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

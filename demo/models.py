@@ -94,7 +94,10 @@ class Models:
         wall_s: float = 300.0,
         max_frames: int = 480,
     ) -> None:
-        """wall_s: seconds after which a reply ends with what it has. max_frames: of one clip, after sampling."""
+        """dtype: None keeps the checkpoint's. device: None is the first of cuda, mps and cpu that is there.
+
+        wall_s: seconds after which a reply ends with what it has. max_frames: of one clip, after sampling.
+        """
         self.dtype, self.device, self.wall_s, self.max_frames = dtype, device, wall_s, max_frames
         self.turn = Turns()
         self._paths: dict[str, str] = {}
@@ -143,10 +146,13 @@ class Models:
         with self._loading[name]:
             if name not in self._loaded:
                 # torch and the weights cost seconds: not before someone asks
+                import torch
+
                 from fusion.model import Kimi
 
+                first = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
                 try:
-                    self._loaded[name] = Kimi.from_pretrained(path, dtype=self.dtype, device=self.device)
+                    self._loaded[name] = Kimi.from_pretrained(path, dtype=self.dtype, device=self.device or first)
                 except OSError as error:
                     raise ValueError(f"the model {name} could not be read: {error}") from error
             return self._loaded[name]

@@ -5,7 +5,7 @@
 Read: the released layout (K2.5 and later), K2 and Moonlight (text only), Kimi-VL, transformers' own layout and the one
 that its save_pretrained writes; bfloat16, block FP8, INT4. A layout is recognised by its tensor names. Junk is ignored
 by name; anything else missing, unexpected or misshapen is an error that lists the names, before weights are read.
-Peak memory is the model plus what one shard has open.
+Peak memory is the model plus what is read ahead: 64 MiB at most, and one tensor.
 """
 
 import json
@@ -481,7 +481,7 @@ def load_weights(
             put.raw(f"{place.target}_{place.part}", tensor)
         else:
             parts = waiting.setdefault(place.target, {})
-            parts[place.part] = tensor.clone()
+            parts[place.part] = tensor
             whole = _assemble(parts, place.target, kimi, packed)
             if whole is not None:
                 put(place.target, whole)
@@ -609,7 +609,7 @@ def _unfuse(put: "_Filler", place: Place, tensor: Tensor) -> None:
 
 
 class _Filler:
-    """Puts real tensors where meta tensors are. Copies: nothing keeps a file open."""
+    """Puts real tensors where meta tensors are. What comes is ours: copied only to be cast, or out of a larger one."""
 
     def __init__(self, kimi: Kimi, dtype: torch.dtype, device: torch.device | str | None) -> None:
         self.modules = dict(kimi.named_modules())
@@ -626,17 +626,18 @@ class _Filler:
         if room is not None and not room.is_meta:  # an expert's place in its stack
             room.data.copy_(tensor)
             return
-        copied = tensor.to(device=self.device, dtype=dtype, copy=True).contiguous()
+        part = tensor.untyped_storage().nbytes() != tensor.nbytes
+        kept = tensor.to(device=self.device, dtype=dtype, copy=part).contiguous()
         if leaf in module._parameters:
-            setattr(module, leaf, nn.Parameter(copied))
+            setattr(module, leaf, nn.Parameter(kept))
         else:
-            setattr(module, leaf, copied)
+            setattr(module, leaf, kept)
 
     def raw(self, name: str, tensor: Tensor) -> None:
         """Keep the dtype: parts of a packed matrix."""
         self.filled.add(name)
         path, _, leaf = name.rpartition(".")
-        setattr(self.modules[path], leaf, tensor.to(device=self.device, copy=True).contiguous())
+        setattr(self.modules[path], leaf, tensor.to(device=self.device).contiguous())
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------

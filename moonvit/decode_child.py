@@ -3,15 +3,19 @@
 Started by moonvit/video.py. Imports no torch, so that it starts quickly.
 
     argv[1]   JSON: path or byte count, backend, memory limit
-    stdin     the clip's bytes when it has no path, then one JSON line: which frames, at which sizes
+    stdin     the clip's bytes when it has no path, then one JSON line: which frames, at which sizes, padded to which
     stdout    one JSON line (frames, fps, width, height) or {"error"}; then per frame one status byte and its pixels
+
+    decoder (this thread) -- frames that were asked for --> convert, resize, pad (threads) -- in order --> stdout
 """
 
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -30,7 +34,7 @@ class Decord:
         self.fps = float(self.reader.get_avg_fps())
         self.count = len(self.reader)
 
-    def frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+    def frames(self, indices: list[int]) -> Iterator[Any]:
         for index in indices:
             yield self.reader[index].asnumpy()
 
@@ -56,16 +60,92 @@ class Av:
         except self.av.error.FFmpegError:
             return  # what came before is good
 
-    def frames(self, indices: list[int]) -> Iterator[np.ndarray]:
+    def frames(self, indices: list[int]) -> Iterator[Any]:
         wanted = iter(indices)
         target = next(wanted, None)
         with self.av.open(_plain(self.open_file())) as container:
             for number, frame in enumerate(self._decode(container)):
                 while target == number:
-                    yield frame.to_ndarray(format="rgb24")
+                    yield frame
                     target = next(wanted, None)
                 if target is None:
                     return
+
+
+class Unclear(ValueError):
+    """A file whose index does not say for certain which frames it has."""
+
+
+class Sparse:
+    """PyAV by the file's own index: what nobody asked for, and no other frame is built upon, is not decoded.
+
+    Only for files that are whole and plain (see `__init__`; Unclear for others), where decord gives the same frames to
+    the last bit. In a usual H.264 clip half of the frames are skipped.
+    """
+
+    def __init__(self, open_file: Any) -> None:
+        import av
+
+        self.av, self.open_file = av, open_file
+        with av.open(_plain(open_file())) as container:
+            stream = best_stream(container)
+            codec = stream.codec_context
+            if codec.name not in ("h264", "hevc", "vp9", "libvpx-vp9") or codec.pix_fmt not in ("yuv420p", "yuvj420p"):
+                raise Unclear(f"{codec.name} in {codec.pix_fmt}")
+            if not stream.average_rate or codec.width % 2 or codec.height % 2:
+                raise Unclear("its rate is unknown, or a side is odd")
+            self.fps = float(stream.average_rate)
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            times = [packet.pts for packet in packets]
+            odd = any(packet.is_corrupt or packet.is_discard for packet in packets)
+            if odd or not packets or None in times or len(set(times)) < len(times) or not packets[0].is_keyframe:
+                raise Unclear("packets without a time, twice at one time, damaged, or none")
+            # a file that was cut holds less than it says
+            if stream.frames:
+                whole = stream.frames == len(packets)
+            else:
+                ends = (max(times) * stream.time_base + 1 / stream.average_rate) if stream.time_base else 0
+                says = (container.duration or 0) / av.time_base
+                whole = abs(float(ends) - says) < 2 / self.fps + 0.1
+            if not whole:
+                raise Unclear("it is cut short")
+            self.times = sorted(times)
+        self.count = len(self.times)
+        first = next(self.frames([0]))
+        if first.rotation or (first.width, first.height) != (codec.width, codec.height):
+            raise Unclear("it is turned or changes its size")
+
+    def frames(self, indices: list[int]) -> Iterator[Any]:
+        pending = deque(indices)
+        try:
+            for frame in self._decode([self.times[index] for index in indices]):
+                yield frame
+                pending.popleft()
+        except self.av.error.FFmpegError:
+            pass
+        if pending:  # damage that the index does not show: decord may find a way around it
+            rest = Decord(self.open_file)
+            if rest.count != self.count:
+                raise ValueError("a frame that its index promises cannot be decoded")
+            yield from rest.frames(list(pending))
+
+    def _decode(self, times: list[int]) -> Iterator[Any]:
+        """The frames at these times; ends early at one that is missing or damaged."""
+        wanted, pending = set(times), deque(times)
+        with self.av.open(_plain(self.open_file())) as container:
+            stream = best_stream(container)
+            codec = stream.codec_context
+            for packet in container.demux(stream):
+                # frames that others are built upon are decoded all the same
+                codec.skip_frame = "DEFAULT" if packet.pts in wanted or not packet.size else "NONREF"
+                for frame in codec.decode(packet if packet.size else None):
+                    if frame.pts is None or frame.pts > pending[0] or (frame.pts == pending[0] and frame.is_corrupt):
+                        return
+                    if frame.pts == pending[0]:
+                        yield frame
+                        pending.popleft()
+                        if not pending:
+                            return
 
 
 def best_stream(container: Any) -> Any:
@@ -97,6 +177,11 @@ def choose(backend: str, open_file: Any) -> tuple[Any, str]:
     """A reader, and why it is not decord when it is not."""
     if backend == "av":
         return Av(open_file), ""
+    if backend == "auto":
+        try:
+            return Sparse(open_file), ""
+        except (ImportError, OSError, ValueError, StopIteration):  # FFmpeg's errors are ValueErrors or OSErrors
+            pass  # the slower readers say what is wrong with it, or read it all the same
     try:
         import decord
     except ImportError:
@@ -115,6 +200,35 @@ def choose(backend: str, open_file: Any) -> tuple[Any, str]:
         # a cut or damaged file: decord would answer with repeated frames, or not at all
         return Av(open_file), f"decord sees {reader.count} frames, the file holds {there}"
     return reader, ""
+
+
+def prepare(frame: Any, size: tuple[int, int], padded: tuple[int, int], exact: bool) -> bytes:
+    """RGB pixels of one frame, resized to (width, height) and padded with zeros right and below."""
+    width, height = size
+    if exact or isinstance(frame, np.ndarray):
+        pixels = frame if isinstance(frame, np.ndarray) else frame.to_ndarray(format="rgb24")
+        if pixels.shape[:2] != (height, width):
+            pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    else:
+        pixels = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    if size == padded:
+        return pixels.tobytes()
+    canvas = np.zeros((padded[1], padded[0], 3), np.uint8)
+    canvas[:height, :width] = pixels
+    return canvas.tobytes()
+
+
+def send(frames: Iterator[Any], plan: dict[str, Any], write: Callable[[bytes], Any]) -> None:
+    """Write all frames in order, while the next ones are decoded."""
+    workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for frame, size, padded in zip(frames, plan["sizes"], plan["padded"], strict=False):
+            if len(waiting) > workers:  # a few frames in memory, not the clip
+                write(b"\1" + waiting.popleft().result())
+            waiting.append(pool.submit(prepare, frame, tuple(size), tuple(padded), plan["exact"]))
+        while waiting:
+            write(b"\1" + waiting.popleft().result())
 
 
 def main() -> None:
@@ -145,19 +259,16 @@ def main() -> None:
         if not (math.isfinite(reader.fps) and reader.fps > 0):
             say({"error": "its frame rate is unknown"})
             return
-        height, width, _ = first.shape
+        if isinstance(first, np.ndarray):
+            height, width, _ = first.shape
+        else:
+            height, width = first.height, first.width
         say({"frames": reader.count, "fps": reader.fps, "width": width, "height": height, "note": note})
         line = sys.stdin.buffer.readline()
         if not line:
             return  # the caller refused
         plan = json.loads(line)
-        sizes = plan["sizes"]
-        for frame, (new_width, new_height) in zip(reader.frames(plan["indices"]), sizes, strict=False):
-            if frame.shape[:2] != (new_height, new_width):
-                image = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC)
-                frame = np.asarray(image)
-            out.write(b"\1")
-            out.write(np.ascontiguousarray(frame).tobytes())
+        send(reader.frames(plan["indices"]), plan, out.write)
         out.flush()
     except MemoryError:
         say({"error": f"decoding needs more than {request['memory'] / 2**30:.1f} GiB of memory"})

@@ -1,6 +1,7 @@
 """One image of any kind becomes patches.
 
     path, bytes, PIL, array, tensor, data URL -- load_image --> RGB -- plan_resize, resize, pad --> cut_patches
+    the same in one call                      -- see_image(source), or exact=False for large photos in a hurry
 
 Pixel for pixel the released pipeline (media_utils.py of Kimi-K2.5): no upscaling, PIL bicubic, zero padding right and
 below to a multiple of 28, x / 255, minus mean, times 1 / std. One deviation: 16-bit images are scaled to 8 bits, where
@@ -14,6 +15,8 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -25,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from moonvit.config import MediaConfig
 from moonvit.packing import PackedPatches
@@ -69,6 +73,8 @@ def load_image(source: ImageSource, *, upright: bool = False, max_pixels: int = 
     opened, name = _open(source, max_pixels)
     with opened, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on files that it reads all the same
+        if opened.format in ("JPEG", "PNG") and opened.mode == "RGB" and not upright:
+            return _decoded(opened, name)
         return _to_rgb(opened, name, upright)
 
 
@@ -137,19 +143,30 @@ def _data_url(url: str, kind: str) -> bytes:
     return data
 
 
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    """A file of ours that is RGB already: convert would copy it."""
+    try:
+        _note_orientation(image, name)
+        image.load()
+    except _BROKEN as error:
+        raise ValueError(f"{name}: cannot be decoded ({_reason(error)})") from None
+    return image
+
+
+def _note_orientation(image: Image.Image, name: str) -> None:
+    turned = image.getexif().get(0x0112, 1) if hasattr(image, "getexif") else 1
+    if turned not in (0, 1):
+        log.info("%s: EXIF orientation %s is ignored, as the released code does (upright=True turns it)", name, turned)
+
+
 def _to_rgb(image: Image.Image, name: str, upright: bool) -> Image.Image:
     try:
         if image.width < 1 or image.height < 1:
             raise ValueError(f"{name}: has no pixels ({image.width}x{image.height})")
-        orientation = image.getexif().get(0x0112, 1) if hasattr(image, "getexif") else 1
         if upright:
             image = ImageOps.exif_transpose(image)
-        elif orientation not in (0, 1):
-            log.info(
-                "%s: EXIF orientation %s is ignored, as the released code does (upright=True turns it)",
-                name,
-                orientation,
-            )
+        else:
+            _note_orientation(image, name)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             return Image.fromarray(_array(np.asarray(image), name))
         return image.convert("RGB")
@@ -265,6 +282,56 @@ def plan_resize(width: int, height: int, config: MediaConfig, limit: int) -> Res
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
 
+def see_image(
+    source: ImageSource, config: MediaConfig | None = None, *, exact: bool = True, upright: bool = False
+) -> PackedPatches:
+    """One image of any kind, decoded, resized and cut: one item, (1, rows, columns). Errors as `load_image`.
+
+    exact=False decodes JPEG by simplejpeg (the same pixels as Pillow's) and resizes in uint8 by torch's antialiased
+    bicubic filter, whose weights have fewer bits: at most 2 of 255 levels from the exact pixels. A photo that is made
+    half as large or less is scaled inside of the JPEG decoder first: up to 22 levels, 1.5 to 3 on average (measured on
+    grainy pictures).
+    """
+    config = config or MediaConfig()
+    if exact:
+        return image_patches(load_image(source, upright=upright), config)
+    pixels, (width, height) = _decode_quickly(source, upright, config)
+    plan = plan_resize(width, height, config, config.in_patch_limit)
+    if pixels.shape[:2] != (plan.height, plan.width):
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last in memory
+        resized = F.interpolate(planes, size=(plan.height, plan.width), mode="bicubic", antialias=True)
+        pixels = resized[0].permute(1, 2, 0).numpy()
+    return cut_patches(_pad(pixels, plan)[None], config)
+
+
+def _decode_quickly(
+    source: ImageSource, upright: bool, config: MediaConfig
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Pixels (h, w, 3) of full or reduced size, and the full width and height."""
+    opened: tuple[Image.Image, str] | None = None
+    if not isinstance(source, Image.Image | Tensor | np.ndarray):
+        opened = _open(source, MAX_PIXELS)
+        with opened[0] as image:
+            plain = image.format == "JPEG" and image.mode == "RGB" and image.width * image.height > 2**16
+            if upright and plain:
+                plain = image.getexif().get(0x0112, 1) in (0, 1)
+            size = image.size
+    if opened is None or not plain:
+        pixels = np.array(load_image(source, upright=upright))
+        return pixels, (pixels.shape[1], pixels.shape[0])
+    import simplejpeg
+
+    plan = plan_resize(*size, config, config.in_patch_limit)
+    small = 2 * plan.width <= size[0] and 2 * plan.height <= size[1]  # other ratios are not faster
+    data, name = read_source(source, "image")
+    whole = data if isinstance(data, bytes) else data.read_bytes()
+    least = {"min_width": plan.width, "min_height": plan.height} if small else {}
+    try:
+        return simplejpeg.decode_jpeg(whole, **least), size
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot be decoded ({_reason(error)})") from None
+
+
 def image_patches(image: Image.Image, config: MediaConfig | None = None) -> PackedPatches:
     """One RGB image as one item, (1, rows, columns)."""
     config = config or MediaConfig()
@@ -277,11 +344,52 @@ def pad_frame(image: Image.Image, plan: Resize) -> NDArray[np.uint8]:
     if image.mode != "RGB":
         raise ValueError(f"expected an RGB image, got mode {image.mode}; load_image makes one")
     if image.size != (plan.width, plan.height):
-        image = image.resize((plan.width, plan.height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
+        if image.width * image.height > _LARGE and _workers() > 1:
+            image = _resize_in_strips(image, plan.width, plan.height, _workers())
+        else:
+            image = image.resize((plan.width, plan.height), Image.Resampling.BICUBIC)
+    return _pad(np.asarray(image), plan)
+
+
+def _pad(pixels: NDArray[np.uint8], plan: Resize) -> NDArray[np.uint8]:
     if not plan.pad_right and not plan.pad_bottom:
         return pixels
-    return np.pad(pixels, ((0, plan.pad_bottom), (0, plan.pad_right), (0, 0)))
+    padded = np.zeros((plan.height + plan.pad_bottom, plan.width + plan.pad_right, 3), np.uint8)
+    padded[: plan.height, : plan.width] = pixels
+    return padded
+
+
+_LARGE = 2**21  # pixels from which threads repay their start
+
+
+def _workers() -> int:
+    return min(4, torch.get_num_threads())  # one in the workers of a data loader
+
+
+def _in_threads(work: Callable[[int, int], None], length: int, workers: int) -> None:
+    """work(start, stop) on equal parts of range(length). A pool of its own: one that outlives a fork would hang."""
+    edges = [length * part // workers for part in range(workers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, edges[:-1], edges[1:]))
+
+
+def _resize_in_strips(image: Image.Image, width: int, height: int, workers: int) -> Image.Image:
+    """PIL's bicubic resize in threads, to the same bits: it too does all rows first, rounds, then all columns."""
+    image.load()  # threads must not race to read the file
+    wide = Image.new("RGB", (width, image.height))
+    small = Image.new("RGB", (width, height))
+
+    def rows(start: int, stop: int) -> None:
+        strip = image.crop((0, start, image.width, stop))
+        wide.paste(strip.resize((width, stop - start), Image.Resampling.BICUBIC), (0, start))
+
+    def columns(start: int, stop: int) -> None:
+        strip = wide.crop((start, 0, stop, wide.height))
+        small.paste(strip.resize((stop - start, height), Image.Resampling.BICUBIC), (start, 0))
+
+    _in_threads(rows, image.height, workers)
+    _in_threads(columns, width, workers)
+    return small
 
 
 def cut_patches(frames: NDArray[np.uint8], config: MediaConfig) -> PackedPatches:
@@ -289,16 +397,27 @@ def cut_patches(frames: NDArray[np.uint8], config: MediaConfig) -> PackedPatches
     size = config.patch_size
     t, height, width, _ = frames.shape
     rows, columns = height // size, width // size
-    cells = frames.reshape(t, rows, size, columns, size, 3).transpose(
-        0, 1, 3, 5, 2, 4
-    )  # (t, rows, columns, 3, size, size)
-    bytes_ = np.ascontiguousarray(cells).reshape(-1, 3, size, size)
+    cells = frames.reshape(t * rows, size, columns, size, 3)
+    pixels = np.empty((t * rows, columns, 3, size, size), np.float32)
     levels = _levels(config.image_mean, config.image_std)
-    if (levels == levels[0]).all():
-        pixels = levels[0][bytes_]
+    same = bool((levels == levels[0]).all())
+
+    def cut(start: int, stop: int) -> None:
+        # row by row: its bytes stay in the cache between the transposition and the look-up
+        for row in range(start, stop):
+            line = np.ascontiguousarray(cells[row].transpose(1, 3, 0, 2))  # (columns, 3, size, size)
+            if same:
+                np.take(levels[0], line, out=pixels[row], mode="clip")  # "clip": without it, numpy copies `out`
+            else:
+                for channel in range(3):
+                    pixels[row, :, channel] = levels[channel][line[:, channel]]
+
+    workers = _workers() if frames.size > _LARGE else 1
+    if workers > 1:
+        _in_threads(cut, t * rows, workers)
     else:
-        pixels = np.stack([levels[c][bytes_[:, c]] for c in range(3)], axis=1)
-    return PackedPatches(torch.from_numpy(pixels), torch.tensor([[t, rows, columns]]))
+        cut(0, t * rows)
+    return PackedPatches(torch.from_numpy(pixels.reshape(-1, 3, size, size)), torch.tensor([[t, rows, columns]]))
 
 
 @lru_cache(maxsize=8)

@@ -2,17 +2,20 @@
 
 In: a folder with config.json and one or more .safetensors. Out: `Shards`, which knows every tensor's name, dtype and
 shape before a byte of weights is read; `load_tower`, a MoonViT.
+
+    file -- threads read ahead, 8 MiB at a time --> memory of each tensor's own --> the model, without a copy
 """
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moonvit.config import MediaConfig, VisionConfig
@@ -39,6 +42,7 @@ class Stored:
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    start: int  # of its bytes, in the file
 
 
 class Shards:
@@ -84,23 +88,88 @@ class Shards:
     def read(
         self, names: Callable[[str], bool], progress: Callable[[int, int], None] | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whose name is wanted, file by file. Views into the open file: copy what is kept."""
-        wanted: dict[Path, list[str]] = {}
-        for name, stored in self.tensors.items():
-            if names(name):
-                wanted.setdefault(stored.file, []).append(name)
-        total = sum(_nbytes(self.tensors[name]) for group in wanted.values() for name in group)
+        """Every tensor whose name is wanted, file by file, in the order of their bytes; each in memory of its own.
+
+        Read, not mapped: a mapped page would count beside the tensor that is made of it. Raises ValueError for a file
+        that became shorter since its header was read.
+        """
+        chosen = [name for name in self.tensors if names(name)]
+        chosen.sort(key=lambda name: (self.tensors[name].file, self.tensors[name].start))
+        total = sum(_nbytes(self.tensors[name]) for name in chosen)
+        ahead = min(_AHEAD, total // 32)
         done = 0
-        for file, group in wanted.items():
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    for name in group:
-                        yield name, opened.get_tensor(name)
-                        done += _nbytes(self.tensors[name])
-                        if progress is not None:
-                            progress(done, total)
-            except SafetensorError as error:
-                raise ValueError(f"{file}: cannot be read ({error})") from None
+        buffers: dict[str, Tensor] = {}
+        left: dict[str, int] = {}
+        waiting: deque[tuple[Future[None], list[_Piece]]] = deque()
+        with ThreadPoolExecutor(_READERS) as pool:
+            on_the_way = 0
+            pieces = _pieces([(name, self.tensors[name]) for name in chosen])
+            while True:
+                group = next(pieces, None)
+                if group is not None:
+                    for piece in group:
+                        if piece.name not in buffers:
+                            left[piece.name] = _nbytes(piece.stored)
+                            buffers[piece.name] = torch.empty(left[piece.name], dtype=torch.uint8)
+                    waiting.append((pool.submit(_fill, group, buffers), group))
+                    on_the_way += sum(piece.length for piece in group)
+                while waiting and (group is None or on_the_way > ahead or len(waiting) > 64):
+                    reading, arrived = waiting.popleft()
+                    reading.result()
+                    for piece in arrived:
+                        on_the_way -= piece.length
+                        left[piece.name] -= piece.length
+                        if left[piece.name] == 0:
+                            yield piece.name, buffers.pop(piece.name).view(piece.stored.dtype).view(piece.stored.shape)
+                            done += _nbytes(piece.stored)
+                            if progress is not None:
+                                progress(done, total)
+                if group is None:
+                    return
+
+
+_READERS = 2
+_PIECE = 2**23  # bytes: small tensors are gathered up to this size, large ones are cut
+_AHEAD = 2**26
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A stretch of a tensor: `length` bytes from `offset` on."""
+
+    name: str
+    stored: Stored
+    offset: int
+    length: int
+
+
+def _pieces(tensors: list[tuple[str, Stored]]) -> Iterator[list[_Piece]]:
+    """Groups of pieces of one file, about `_PIECE` bytes each, in order."""
+    group: list[_Piece] = []
+    size = 0
+    for name, stored in tensors:
+        nbytes = _nbytes(stored)
+        for offset in range(0, max(nbytes, 1), _PIECE):
+            piece = _Piece(name, stored, offset, min(_PIECE, nbytes - offset))
+            if group and (size + piece.length > _PIECE or stored.file != group[0].stored.file):
+                yield group
+                group, size = [], 0
+            group.append(piece)
+            size += piece.length
+    if group:
+        yield group
+
+
+def _fill(group: list[_Piece], buffers: dict[str, Tensor]) -> None:
+    with group[0].stored.file.open("rb", buffering=0) as opened:
+        for piece in group:
+            room = buffers[piece.name].numpy().data[piece.offset : piece.offset + piece.length]
+            opened.seek(piece.stored.start + piece.offset)
+            while room:
+                got = opened.readinto(room)
+                if not got:
+                    raise ValueError(f"{piece.stored.file}: cannot be read (it ends inside of {piece.name})")
+                room = room[got:]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,7 +212,7 @@ def _header(file: Path) -> dict[str, Stored]:
             raise ValueError(f"{file}: the header entry of {name} is malformed") from None
         if dtype not in _DTYPES:
             raise ValueError(f"{file}: tensor {name} has the unknown dtype {dtype}")
-        tensors[name] = Stored(file, _DTYPES[dtype], shape)
+        tensors[name] = Stored(file, _DTYPES[dtype], shape, 8 + length + first)
         if first < 0 or last - first != _nbytes(tensors[name]):
             raise ValueError(f"{file}: tensor {name} of shape {shape} does not fit its {last - first} bytes")
         end = max(end, last)
@@ -233,7 +302,7 @@ def load_tower(
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in shards.read(named.__contains__):
         target, part = named[name]
-        tensor = tensor.to(device=device, dtype=dtype, copy=True)
+        tensor = tensor.to(device=device, dtype=dtype)
         if part:
             parts.setdefault(target, {})[part] = tensor
             if len(parts[target]) < 3:

@@ -50,12 +50,12 @@ def test_a_row() -> None:
         peers=["theirs", "missing"],
         ceiling=Ceiling("memory reads", "memory", amount=1e9, need=8e9),  # a perfect call takes eight probes
         goals=[
-            Goal("share", 0.8),
-            Goal("share", 0.9),
-            Goal("times", 2.5, "theirs"),
+            Goal("share", 0.79),
+            Goal("share", 0.81),
+            Goal("times", 2.49, "theirs"),
             Goal("times", 2.6, "theirs"),
             Goal("times", 1.0, "missing"),
-            Goal("at least", 20.0),
+            Goal("at least", 19.9),
             Goal("at most", 19.9),
         ],
     )
@@ -82,6 +82,11 @@ def test_another_side_may_be_ours() -> None:
     assert row.times == {"bfloat16": pytest.approx(2.0)} and row.goals[0].met is False
 
 
+def test_no_peer_takes_our_name() -> None:
+    with pytest.raises(ValueError, match="cannot be called 'ours'"):
+        Row.of("x", "tokens/s", TIMES, 1, ours="theirs", peers=["ours"])
+
+
 def test_a_time_is_shown_as_it_is() -> None:
     row = Row.of("start", "ms", TIMES, 1, peers=["theirs"], goals=[Goal("at most", 100), Goal("times", 2, "theirs")])
     assert row.rates == {"ours": pytest.approx(100), "theirs": pytest.approx(300)}
@@ -104,7 +109,13 @@ def test_what_people_read() -> None:
     text = markdown([Row.from_dict(row.to_dict() | {"group": "decode"})])
     assert "## decode" in text and "| decode [1] |" in text and "[1] a note" in text
     assert text.count("|") % 9 == 0, "every line of the table has the same cells"
-    assert [number(each) for each in (0, 0.01234, 12.345, 123.45, 12345.6)] == ["0", "0.0123", "12.3", "123.5", "12,346"]
+    assert [number(each) for each in (0, 0.01234, 12.345, 123.45, 12345.6)] == [
+        "0",
+        "0.0123",
+        "12.3",
+        "123.5",
+        "12,346",
+    ]
 
 
 class Clock:

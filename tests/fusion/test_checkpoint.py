@@ -393,7 +393,7 @@ print(size, peak() - base)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["int4", "bf16"])
 def test_peak_memory_while_loading(tmp_path: Path, kind: str) -> None:
-    """At most 1.15 times the model, plus one shard."""
+    """At most 1.15 times the model, whatever the size of its shards."""
     config = packable(
         hidden_size=512, moe_intermediate_size=512, n_routed_experts=64, num_hidden_layers=3, vocab_size=2048
     )
@@ -409,7 +409,7 @@ def test_peak_memory_while_loading(tmp_path: Path, kind: str) -> None:
     size, used = map(int, out.split())
     assert size > 50e6 if kind == "int4" else 200e6
     print(f"\n{kind}: model {size / 2**20:.0f} MiB, peak {used / 2**20:.0f} MiB, largest shard {shard / 2**20:.0f} MiB")
-    assert used <= 1.15 * size + shard + 8 * 2**20  # the interpreter's own growth
+    assert used <= 1.15 * size + 8 * 2**20  # the interpreter's own growth
 
 
 def test_saving_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

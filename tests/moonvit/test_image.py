@@ -18,7 +18,7 @@ from PIL import Image
 
 from moonvit.config import MediaConfig, tiny
 from moonvit.encoder import MoonViT
-from moonvit.image import image_patches, load_image, plan_resize
+from moonvit.image import _levels, image_patches, load_image, plan_resize, see_image
 
 # width, height, resized, padding right and below, grid (rows, columns), tokens: from the released navit_resize_image
 SIZES = [
@@ -94,6 +94,70 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 def test_pixels_are_the_released_pipelines_bit_for_bit(kind: str) -> None:
     image = PICTURES[kind]()
     assert torch.equal(image_patches(load_image(image)).pixels, reference_patches(image))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_pictures_in_threads_are_the_released_pixels(threads: int) -> None:
+    before = torch.get_num_threads()
+    image = Image.fromarray(noise(2501, 1503))
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(image_patches(image).pixels, reference_patches(image))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_channel_has_its_own_levels() -> None:
+    config = MediaConfig(image_mean=(0.48, 0.46, 0.41), image_std=(0.27, 0.26, 0.28))
+    pixels = noise(56, 28)
+    found = image_patches(Image.fromarray(pixels), config).pixels  # (8, 3, 14, 14)
+    levels = _levels(config.image_mean, config.image_std)
+    for channel in range(3):
+        assert np.array_equal(found[5, channel], levels[channel][pixels[14:28, 14:28, channel]])
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth shapes and a little grain."""
+    coarse = Image.fromarray(noise(width // 40, height // 40)).resize((width, height), Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(1).integers(-6, 7, (height, width, 1), dtype=np.int16)
+    return Image.fromarray((np.asarray(coarse).astype(np.int16) + grain).clip(0, 255).astype(np.uint8))
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return png(photo(1201, 803), "JPEG", exif=exif)
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "JPEG": lambda: png(photo(1201, 803), "JPEG", quality=90),
+    "JPEG, all colours": lambda: png(photo(1201, 803), "JPEG", subsampling=0),
+    "JPEG, progressive": lambda: png(photo(1201, 803), "JPEG", progressive=True),
+    "JPEG, turned": turned,
+    "JPEG, grey": lambda: png(photo(1201, 803).convert("L"), "JPEG"),
+    "JPEG, CMYK": lambda: png(photo(1201, 803).convert("CMYK"), "JPEG"),
+    "PNG": lambda: png(photo(1201, 803)),
+    "PNG, alpha": lambda: png(photo(1201, 803).convert("RGBA")),
+    "PNG, palette": lambda: png(photo(1201, 803).quantize(16)),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("limit", [16_384, 3_000, 500])
+def test_in_a_hurry_pixels_stay_close(kind: str, limit: int) -> None:
+    data = FILES[kind]()
+    config = MediaConfig(in_patch_limit=limit)
+    exact = see_image(data, config)
+    assert torch.equal(exact.pixels, image_patches(Image.open(io.BytesIO(data)).convert("RGB"), config).pixels)
+    quick = see_image(data, config, exact=False)
+    assert torch.equal(quick.grid_thw, exact.grid_thw)
+    levels = (quick.pixels - exact.pixels).abs() * 127.5
+    scaled = limit == 500 and kind.startswith("JPEG") and kind not in ("JPEG, grey", "JPEG, CMYK")
+    assert levels.max() <= (25 if scaled else 2.01) and levels.mean() <= (4 if scaled else 0.02)
+    if limit == 16_384:  # not resized: the same pixels
+        assert levels.max() == 0
+    upright = see_image(data, config, upright=True, exact=False)
+    assert torch.equal(upright.grid_thw, see_image(data, config, upright=True).grid_thw)
 
 
 def png(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -232,9 +296,18 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_images_give_one_clear_line(name: str) -> None:
     source, message = HOSTILE[name]
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        load_image(source)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    for load in (load_image, lambda source: see_image(source, exact=False)):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            load(source)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_half_a_photo_gives_one_clear_line(exact: bool) -> None:
+    data = FILES["JPEG"]()
+    with pytest.raises(ValueError, match="cannot be decoded") as caught:
+        see_image(data[: len(data) // 2], exact=exact)
+    assert "\n" not in str(caught.value)
 
 
 def test_paths_that_are_no_images(tmp_path: Path) -> None:

@@ -185,6 +185,64 @@ def test_both_decoders_see_the_same_real_clip(data: Path, name: str) -> None:
         assert abs(a.frames.astype(int) - b.frames.astype(int)).mean() < 1
 
 
+def moving(path: Path, codec: str, size: tuple[int, int], **options: str) -> Path:
+    """Noise that moves, so that frames are built upon each other."""
+    still = np.random.default_rng(0).integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
+    still = still.repeat(4, 0).repeat(4, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = *size, "yuv420p", options
+        for index in range(45):
+            picture = np.ascontiguousarray(np.roll(still, 3 * index, 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "size", "options"),
+    [
+        ("b-frames.mp4", "libx264", (200, 120), {"bf": "3", "g": "20"}),
+        ("open.mkv", "libx264", (100, 76), {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+        ("plain.mp4", "libx264", (64, 48), {"preset": "ultrafast"}),
+        ("nine.webm", "libvpx-vp9", (120, 64), {"deadline": "realtime", "cpu-used": "8"}),
+        ("four.mp4", "mpeg4", (64, 48), {}),
+    ],
+)
+def test_skipping_frames_changes_no_pixel(tmp_path: Path, name: str, codec: str, size: Any, options: Any) -> None:
+    path = moving(tmp_path / name, codec, size, **options)
+    for limit in (4096, 6):
+        config = MediaConfig(in_patch_limit_each_frame=limit)
+        # of open groups of pictures decord returns other frames than a decoder that reads from the start
+        quick, plain = read_video(path, config), read_video(path, config, backend="av" if "open" in name else "decord")
+        assert (quick.fps, quick.num_frames) == (plain.fps, plain.num_frames)
+        for a, b in zip(quick.chunks, plain.chunks, strict=True):
+            assert np.array_equal(a.frames, b.frames)
+
+
+def test_the_index_of_a_whole_clip_is_used_and_half_of_the_frames_are_not_decoded(tmp_path: Path) -> None:
+    code = (
+        f"import runpy, sys; child = runpy.run_path({str(CHILD)!r}); reader, note = child['choose']('auto', lambda: "
+        "sys.argv[1]); print(type(reader).__name__, note, 'decord' in sys.modules)"
+    )
+    whole = moving(tmp_path / "whole.mkv", "libx264", (64, 48), bf="3")
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    for path, expected in ((whole, "Sparse  False"), (cut, "True")):
+        out = subprocess.run([sys.executable, "-P", "-c", code, str(path)], capture_output=True, text=True, check=True)
+        assert expected in out.stdout and ("Sparse" in out.stdout) == (path == whole)
+
+
+@pytest.mark.parametrize("name", ["flower.mp4", "friday.mp4", "nasa_13013.mp4"])
+def test_in_a_hurry_frames_are_the_same_and_pixels_close(data: Path, name: str) -> None:
+    config = MediaConfig(in_patch_limit_each_frame=256)
+    exact, quick = (read_video(data / "media_cc0" / name, config, exact=e) for e in (True, False))
+    for a, b in zip(exact.chunks, quick.chunks, strict=True):
+        assert a.frames.shape == b.frames.shape and a.timestamp == b.timestamp
+        difference = abs(a.frames.astype(int) - b.frames)
+        assert difference.mean() < 2 and np.percentile(difference, 99) < 20
+
+
 def test_a_cut_file_gives_what_is_there(tmp_path: Path) -> None:
     """A recording that was interrupted: the frames that are left, or one line; never repeated frames as if whole."""
     whole = make_clip(tmp_path / "whole.mkv", frames=100, fps=10, size=(160, 120)).read_bytes()
