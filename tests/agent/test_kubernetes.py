@@ -532,6 +532,7 @@ def packages(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_repository_is_graded_in_pods(here: Cluster, tmp_path: Path) -> None:
     from evals.graders import Task
     from evals.repository import grade_edit
