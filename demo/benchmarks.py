@@ -386,12 +386,15 @@ def score_card(
     return "".join(parts)
 
 
+FEW = 20  # below, the commonest answer to each kind of question is often the only one, and majority says nothing
+
+
 def _scale(made: "Standing", low: float, high: float) -> str:
     """0 to 100 %: the interval, the share, and where guessing would stand."""
     ticks, keys = "", ""
     keys += '<li><i style="background:color-mix(in srgb, var(--color-accent) 28%, transparent)"></i>95 % interval</li>'
     for name, value, kind in (("chance", made.chance, ""), ("majority", made.majority, " mk-major")):
-        if value is None:
+        if value is None or (name == "majority" and made.n < FEW):
             continue
         ticks += f'<span class="mk-tick{kind}" style="left:{100 * min(max(value, 0), 0.998):.2f}%"></span>'
         style = "dotted" if kind else "dashed"
