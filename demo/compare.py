@@ -17,7 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, cast
 
 from demo.models import PROFILES, Settings
-from demo.pieces import KEEP_OPEN, asked, examples, facts, notice, sentence, thought, told, words
+from demo.pieces import KEEP_OPEN, asked, examples, facts, notice, question_box, sentence, thought, told, words
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -68,16 +68,7 @@ def build(models: "Models", caps: "Caps") -> Compare:
         apply_default_css=False,
         elem_classes="mk-flush",
     )
-    box = gr.MultimodalTextbox(
-        file_types=["image", "video"],
-        file_count="multiple",
-        sources=["upload"],
-        placeholder="Ask both. Add pictures or clips, paste or drag them here.",
-        label="Question for both",
-        elem_id="cmp-input",
-        submit_btn=False,
-        lines=2,
-    )
+    box = question_box("Ask both. Add pictures or clips, paste or drag them here.", "Question for both", "cmp-input")
     examples(box, media=False)
     with gr.Row():
         go = gr.Button("Ask both", variant="primary", elem_id="cmp-go", scale=0, min_width=130)

@@ -5,6 +5,7 @@
     words("```python\\nprint(1)\\n```")              text as it is; what stands in a fence looks like code
     notice("Nothing to show yet.")                  one sentence in a box; kind: "empty", "wait" or "error"
     asked(message, visitor, caps)                   what a multimodal textbox holds -> parts of a user message
+    question_box("Ask ...", "Question", "see-input") such a textbox
     examples(box, media=True)                       buttons that fill that box
 
     text of a model or a user -- html.escape --> markup of ours -- gr.HTML --> page
@@ -163,6 +164,22 @@ def _path(file: Any) -> str:
     if not isinstance(found, str):
         raise ValueError("A file came without a name of where it lies; add it again.")
     return found
+
+
+def question_box(placeholder: str, label: str, elem_id: str) -> "gr.MultimodalTextbox":
+    """Where a question is written and its pictures and clips are put."""
+    import gradio as gr
+
+    return gr.MultimodalTextbox(
+        file_types=["image", "video"],
+        file_count="multiple",
+        sources=["upload"],
+        placeholder=placeholder,
+        label=label,
+        elem_id=elem_id,
+        submit_btn=False,
+        lines=2,
+    )
 
 
 def examples(box: "gr.MultimodalTextbox", media: bool) -> None:

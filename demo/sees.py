@@ -31,14 +31,14 @@ from demo.panels import (
     reading_of,
     tokens_panel,
 )
-from demo.pieces import KEEP_OPEN, asked, examples, notice, sentence, told
+from demo.pieces import KEEP_OPEN, asked, examples, notice, question_box, sentence, told
 
 if TYPE_CHECKING:
     import gradio as gr
 
     from demo.guard import Caps
     from demo.models import Models
-    from fusion.generate import StreamEvent
+    from fusion.generate import Reply, StreamEvent
     from fusion.look import Look
 
 PACE = 0.06  # seconds between two pictures of a growing answer
@@ -153,16 +153,7 @@ def build(models: "Models", caps: "Caps") -> Sees:
         apply_default_css=False,
         elem_classes="mk-flush",
     )
-    box = gr.MultimodalTextbox(
-        file_types=["image", "video"],
-        file_count="multiple",
-        sources=["upload"],
-        placeholder="Ask about a picture or a clip. Add it here, paste it or drag it.",
-        label="Question",
-        elem_id="see-input",
-        submit_btn=False,
-        lines=2,
-    )
+    box = question_box("Ask about a picture or a clip. Add it here, paste it or drag it.", "Question", "see-input")
     examples(box, media=True)
     with gr.Accordion("Settings", open=False), gr.Row():
         model = gr.Dropdown(models.names, value=models.names[0], label="Model", elem_id="see-model", min_width=160)
@@ -363,6 +354,23 @@ def limit(budget: float | None) -> int | None:
     return None if budget is None or budget < 0 else int(budget)
 
 
+def written(
+    models: "Models", which: str, messages: list[dict[str, Any]], settings: Settings
+) -> "Generator[tuple[str, str, Reply | None], None, None]":
+    """Thought and text of an answer as they grow, at most once a PACE; the last piece carries the reply."""
+    thinking, text, drawn, reply = "", "", time.monotonic(), None
+    events = models.stream(which, messages, None, settings)
+    with closing(cast("Generator[StreamEvent, None, None]", events)) as stream:
+        for event in stream:
+            thinking += event.delta if event.kind == "thinking" else ""
+            text += event.delta if event.kind == "text" else ""
+            reply = event.reply or reply
+            if reply is None and time.monotonic() - drawn > PACE:
+                drawn = time.monotonic()
+                yield thinking, text, None
+    yield thinking, text, reply
+
+
 def watch(
     models: "Models", caps: "Caps", visitor: str, message: Any, which: str, settings: Settings, part: str = "all"
 ) -> "Generator[Page, None, None]":
@@ -371,17 +379,11 @@ def watch(
         content, notes = asked(message, visitor, caps)
         messages = [{"role": "user", "content": content}]
         yield replace(WAITING, answer=answer_card(which, "", "", notes=notes))
-        thinking, text, drawn, reply = "", "", time.monotonic(), None
-        events = models.stream(which, messages, None, settings)
-        with closing(cast("Generator[StreamEvent, None, None]", events)) as stream:
-            for event in stream:
-                thinking += event.delta if event.kind == "thinking" else ""
-                text += event.delta if event.kind == "text" else ""
-                reply = event.reply or reply
-                if time.monotonic() - drawn > PACE:
-                    drawn = time.monotonic()
+        with closing(written(models, which, messages, settings)) as pieces:
+            for thinking, text, reply in pieces:
+                if reply is None:
                     yield Page(answer_card(which, thinking, text, notes=notes))
-        assert reply is not None, "the last event of a stream carries the reply"
+        assert reply is not None, "the last piece carries the reply"
         yield Page(answer_card(which, reply.thinking, reply.text, reply, notes))
         yield from panels(models, which, messages, reply.ids, None, settings, part)
     except ValueError as error:
@@ -490,17 +492,11 @@ def reports(
     """The answer as it grows, then everything, as plain JSON. Raises ValueError as asking and looking do."""
     content, notes = asked(message, visitor, caps)
     messages = [{"role": "user", "content": content}]
-    thinking, text, drawn, reply = "", "", time.monotonic(), None
-    events = models.stream(which, messages, None, settings)
-    with closing(cast("Generator[StreamEvent, None, None]", events)) as stream:
-        for event in stream:
-            thinking += event.delta if event.kind == "thinking" else ""
-            text += event.delta if event.kind == "text" else ""
-            reply = event.reply or reply
-            if time.monotonic() - drawn > PACE:
-                drawn = time.monotonic()
+    with closing(written(models, which, messages, settings)) as pieces:
+        for thinking, text, reply in pieces:
+            if reply is None:
                 yield {"answer": text, "thinking": thinking, "over": False}
-    assert reply is not None, "the last event of a stream carries the reply"
+    assert reply is not None, "the last piece carries the reply"
     found = looked(models, which, messages, reply.ids, None, settings)
     place = first_choice(found) if position is None else position
     if not 0 <= place < len(found.tokens):

@@ -59,7 +59,6 @@ struct Step {
   const int64_t *slots;    // (rows): which sequence of the caches
   const int64_t *places;   // (rows): its place in that sequence
   void *const *caches;     // of each layer: (sequences, capacity, latent + rope), written at `places`
-  float *hidden;           // (rows, dim), normalised; may be null
   float *logits;           // of the first `answered` rows: (answered, vocab)
 };
 
@@ -816,7 +815,6 @@ struct Walk {
     mine(me, b.n, [&](int64_t i) {
       add_up(done, i);
       rms_norm(&b.x[i * m.dim], m.norm, m.norm_kind, &b.h[i * m.dim], m.dim, m.eps);
-      if (step.hidden) std::memcpy(step.hidden + i * m.dim, &b.h[i * m.dim], size_t(m.dim) * 4);
     });
     if (step.answered) together(me, scratch, [&] { add(m.head, nullptr, b.h.data(), m.dim, step.logits, m.vocab, step.answered); });
   }

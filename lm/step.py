@@ -73,7 +73,7 @@ class _Model(Structure):
 class _Step(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("rows", "answered", "capacity", "threads", "cache_kind")),
-        *((name, c_void_p) for name in ("x", "cos", "sin", "slots", "places", "caches", "hidden", "logits")),
+        *((name, c_void_p) for name in ("x", "cos", "sin", "slots", "places", "caches", "logits")),
     ]
 
 
@@ -95,7 +95,7 @@ class Stepper:
     """The weights of a language model as the kernel reads them. Raises Unfit with the reason why it cannot."""
 
     def __init__(self, model: "LanguageModel") -> None:
-        self.code, self.level = kernel()
+        self.code, _ = kernel()
         config = model.config
         embedding = model.model.embed_tokens.weight
         self.dtype = embedding.dtype

@@ -14,15 +14,9 @@ from typing import Any
 import pytest
 
 from agent.converse import MOST_CALLS, Event, converse
-from agent.sandbox import SandboxError, backend
 from agent.tools import Tool, calculator, python, specified
+from tests.sandboxes import sandboxed
 
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-sandboxed = pytest.mark.skipif(bool(WHY), reason=WHY)
 ASKED = [{"role": "user", "content": "hi"}]
 
 

@@ -10,14 +10,9 @@ import pytest
 
 from agent.edit import File, applied, difference
 from agent.loop import SYSTEM, TOOLS, Budget, Script, Trace, shorten, solve
-from agent.sandbox import SandboxError, backend
+from tests.sandboxes import sandboxed
 
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+pytestmark = sandboxed
 
 FILES = {
     "calc/ops.py": File(b"def add(a, b):\n    return a - b\n"),

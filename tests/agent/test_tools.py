@@ -20,16 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from agent.calculate import FUNCTIONS, LONGEST, CannotCalculate, calculate
-from agent.sandbox import Limits, SandboxError, backend
+from agent.sandbox import Limits, SandboxError
 from agent.tools import MOST_SHOWN, Tool, calculator, checked, crop, open_picture, pictures, python, specified
-
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-sandboxed = pytest.mark.skipif(bool(WHY), reason=WHY)
-
+from tests.sandboxes import sandboxed
 
 # ---- arithmetic
 

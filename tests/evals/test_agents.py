@@ -17,19 +17,15 @@ from typing import Any
 import pytest
 
 from agent.loop import ContextFull, Message, Policy, Script
-from agent.sandbox import SandboxError, backend
+from agent.sandbox import SandboxError
 from evals import agents, regrade, suites
 from evals.players import Agent, Rules, agent_of, rules_of
 from evals.report import make_report, write_report
 from evals.report_page import write_page
 from tests.evals.published import aider_polyglot, git, lines, quixbugs
+from tests.sandboxes import sandboxed
 
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+pytestmark = sandboxed
 
 ROOT = Path(__file__).parents[2]
 WRONG = {"add": "a - b", "mul": "a / b", "low": "max(a, b)"}

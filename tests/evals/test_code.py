@@ -25,20 +25,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.sandbox import SandboxError, backend
+from agent.sandbox import SandboxError
 from evals import attacks, code, code_eval
 from evals.attacks import ATTACKS, COMM, PROMPT, RIGHT, SECRET, TEST
 from evals.candidate import choose
 from evals.code import blocks, limits_of, same_output
 from evals.graders import Task, Verdict, grade, grade_all
 from evals.values import Unreadable, Writer, read
+from tests.sandboxes import sandboxed
 
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+pytestmark = sandboxed
 
 TOTAL = {"prompt": PROMPT, "entry_point": "total", "test": TEST}
 

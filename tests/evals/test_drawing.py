@@ -10,18 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.sandbox import SandboxError, backend
 from evals import drawing
 from evals.drawing import METRICS, draw, edges, pixels, program_of, read_svg, svg_of
 from evals.graders import Task, grade
+from tests.sandboxes import sandboxed
 from world.scene import COLOURS
 from world.svg import Shape, render, write
-
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
 
 HOUSE = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="24" height="24" viewBox="0 0 24 24">'
@@ -173,7 +167,7 @@ def test_pieces() -> None:
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9, 2], 'r-o')\nplt.title('Sales')\nplt.savefig('plot.png')\n"
 
 
-@pytest.mark.skipif(bool(WHY), reason=WHY)
+@sandboxed
 def test_plots() -> None:
     task = Task("plot", PLOT, {"size": 128})
 
@@ -190,7 +184,7 @@ def test_plots() -> None:
     assert of("import os\nopen('/work/picture.png', 'w').write('x')\nos._exit(0)") == 0
 
 
-@pytest.mark.skipif(bool(WHY), reason=WHY)
+@sandboxed
 def test_plots_that_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="draws nothing"):
         grade(Task("plot", "import sys; sys.exit(3)"), PLOT)

@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.sandbox import SandboxError, backend
 from evals.graders import GOLDS, KINDS, Task, Verdict, boxed, choice_of, grade, overlap, quantity, read_number
-
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
+from tests.sandboxes import WHY, sandboxed
 
 SQUARE = '<svg viewBox="0 0 10 10"><rect x="2" y="2" width="5" height="5" fill="red"/></svg>'
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9], 'r-o')\nplt.savefig('plot.png')"
@@ -185,14 +179,14 @@ def test_a_broken_task_is_an_error(task: Any) -> None:
 
 
 @pytest.mark.parametrize("task", [each for each in BROKEN if each[0] in ("function", "plot")])
-@pytest.mark.skipif(bool(WHY), reason=WHY)
+@sandboxed
 def test_a_broken_task_of_programs_is_an_error(task: Any) -> None:
     with pytest.raises(ValueError):
         grade(Task(*task), "import this")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(WHY), reason=WHY)
+@sandboxed
 def test_a_broken_repository_is_an_error() -> None:
     with pytest.raises(ValueError):
         grade(Task("repository", {}, CALC), "anything")

@@ -13,17 +13,12 @@ import pytest
 
 from agent.edit import File
 from agent.loop import Budget, ContextFull, Script, solve
-from agent.sandbox import SandboxError, backend
 from evals.policy import Served, policy_of
 from fusion.generate import Sampling
 from fusion.model import Kimi
+from tests.sandboxes import sandboxed
 
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY)
+pytestmark = sandboxed
 
 FILES = {"ops.py": File(b"def add(a, b):\n    return a - b\n")}
 CALLS = [("str_replace", {"path": "ops.py", "old": "a - b", "new": "a + b"}), ("submit", {})]

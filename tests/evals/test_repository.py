@@ -18,18 +18,12 @@ from hypothesis import strategies as st
 
 from agent.edit import replaced
 from agent.loop import Budget, Script, solve
-from agent.sandbox import Limits, SandboxError, Spec, backend, sandbox
+from agent.sandbox import Limits, SandboxError, Spec, sandbox
 from evals.canaries import Copy, Module, choices
 from evals.graders import Task, Verdict, grade
 from evals.repositories import aider_polyglot, languages, quixbugs, swe_bench, tries, whole_files, without_cases, work
 from evals.repository import Refused, calibrate, edit_of, environment_of, grade_edit, restore
-
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-sandboxed = pytest.mark.skipif(bool(WHY), reason=WHY)
+from tests.sandboxes import sandboxed
 
 WRONG = '''"""Sums."""
 

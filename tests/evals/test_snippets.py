@@ -9,17 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.sandbox import SandboxError, backend
+from agent.sandbox import SandboxError
 from evals import code
 from evals.snippets import MOST_TESTS, program_of, run_tests
 from evals.snippets import tests_of as questioned  # as it is, pytest takes it for a test
-
-try:
-    backend("auto")
-    WHY = ""
-except SandboxError as error:
-    WHY = str(error)
-sandboxed = pytest.mark.skipif(bool(WHY), reason=WHY)
+from tests.sandboxes import sandboxed
 
 FIB = """Write a function `fib(n)`, the n-th Fibonacci number. Examples:
 fib(1) -> 1
