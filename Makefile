@@ -19,10 +19,12 @@ eval: $(VENV)/.installed
 	$(BIN)/moonkit eval --tasks world,kimi_humaneval,kimi_mnist --skip_missing --limit 164 --out $(EVAL)
 	$(BIN)/moonkit eval report $(EVAL)
 
+# files of tests side by side, each process with one thread; those that need a browser skip where there is none
+WORKERS ?= auto
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
-# a real Chromium on the demo; also makes the pictures of docs/images
+# only the demo in a real Chromium; also makes the pictures of docs/images
 test-browser: $(VENV)/.installed-dev
 	MOONKIT_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/demo
 

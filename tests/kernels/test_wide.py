@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(_code() is None, reason="no AMX, or no compiler"
 
 
 @pytest.fixture(autouse=True)
-def without_gradient():
+def without_gradient(two_threads: None):
     torch.manual_seed(0)
     with torch.inference_mode():
         yield

@@ -20,6 +20,7 @@ from lm.int4 import pack_experts
 from lm.model import LanguageModel
 from lm.step import MOST, Stepper, Unfit, kernel
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 needs_kernel = pytest.mark.skipif(library("decode") is None, reason=f"no kernel here: {reason('decode')}")
 
 CONFIGS = {
