@@ -118,15 +118,16 @@ inline __m512 exp16(__m512 x) {  // relative error below 2e-7 where the result i
   return _mm512_scalef_ps(p, n);
 }
 
-// 2^x to 2e-5: what is then rounded to bfloat16 needs no more
+// 2^x to 8e-5: what is then rounded to bfloat16 needs no more. x at most 127; below -126 it is 2^-126
 inline __m512 exp2_16(__m512 x) {
-  __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(9.6181291e-3f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
+  const __m512 whole = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
+  x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
+  __m512 n = _mm512_add_ps(x, whole), f = _mm512_sub_ps(x, _mm512_sub_ps(n, whole));
+  __m512 p = _mm512_set1_ps(5.517167e-2f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4261113e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9326099e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9992807e-1f));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
 #endif
 

@@ -60,11 +60,11 @@ void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t 
 }
 
 inline uint16_t *aligned(std::vector<uint16_t> &room, int64_t size) {
-  room.resize(size_t(size) + 32);
+  if (int64_t(room.size()) < size + 32) room.resize(size_t(size) + 32);
   return (uint16_t *)((uintptr_t(room.data()) + 63) & ~uintptr_t(63));
 }
 inline float *aligned(std::vector<float> &room, int64_t size) {
-  room.resize(size_t(size) + 16);
+  if (int64_t(room.size()) < size + 16) room.resize(size_t(size) + 16);
   return (float *)((uintptr_t(room.data()) + 63) & ~uintptr_t(63));
 }
 
@@ -171,12 +171,20 @@ void linear_piece(const Linear &job, int64_t column, int64_t first, int64_t last
 }
 
 // ---- attention
+//
+// A block is 32 queries against KEYS keys: its logits (tiles), their shares in their place (vectors), the shares times
+// the values (tiles). The first cache holds the queries, a block's logits and the sums. Keys and values pass through it,
+// and are called in while the vectors are at work, which touch nothing else. The vectors' floating point and the tiles
+// share a port, so doing both at once gains nothing (measured: 345 ns beside each other, 320 in turn).
 
-constexpr int64_t QUERIES = 32, KEYS = 256;
+constexpr int64_t QUERIES = 32, KEYS = 64;
+constexpr int64_t SPAN = 1200000;  // bytes of keys and values that stay in the second cache while all queries pass
+constexpr int64_t AHEAD = 16;      // rows that are called in before they are wanted
+constexpr float NEVER = -1e30f;    // the logit of a key that is not seen
 
 struct Space {
-  std::vector<uint16_t> keys, values, queries, shares;
-  std::vector<float> logits, sums;
+  std::vector<uint16_t> keys, values, queries;
+  std::vector<float> logits, state;
   alignas(64) uint16_t piece[16 * 512];
 };
 
@@ -202,143 +210,240 @@ inline void load_row(const uint16_t *from, const float *cos, const float *sin, i
   }
 }
 
+inline void fetch(const uint16_t *from, int64_t lines) {
+  for (int64_t i = 0; i < lines; i++) _mm_prefetch((const char *)from + i * 64, _MM_HINT_T0);
+}
+
+// a row of one head, which is far from the next one's: no prefetcher of the machine finds it
+inline void call_in(const uint16_t *row, int64_t wide) {
+  for (int64_t i = 0; i < wide; i += 32) _mm_prefetch((const char *)(row + i), _MM_HINT_T1);
+  _mm_prefetch((const char *)(row + wide - 1), _MM_HINT_T1);
+}
+
+// logits (pairs, 32, 32) of 32 queries (32, wide) and pairs of tiles of 16 keys
+inline void queries_times_keys(const uint16_t *queries, const uint16_t *keys, int64_t wide, int64_t pairs, float *logits) {
+  for (int64_t p = 0; p < pairs; p++, keys += 32 * wide, logits += 1024) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = 0; s < wide; s += 32) {
+      _tile_loadd(4, queries + s, wide * 2);
+      _tile_loadd(6, keys + s * 16, 64);
+      _tile_loadd(7, keys + (16 * wide + s * 16), 64);
+      _tile_loadd(5, queries + 16 * wide + s, wide * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, logits, 128);
+    _tile_stored(1, logits + 16, 128);
+    _tile_stored(2, logits + 512, 128);
+    _tile_stored(3, logits + 528, 128);
+  }
+  settle();
+}
+
+// sums (2, columns, 16, 16) += shares, bfloat16 at the start of each row of (pairs, 32, 32), times values in tiles
+inline void shares_times_values(const float *shares, const uint16_t *values, int64_t columns, int64_t pairs, float *sums) {
+  for (int64_t c = 0; c < columns; c += 2) {
+    float *above = sums + c * 256, *below = above + columns * 256;
+    bool both = c + 1 < columns;
+    _tile_loadd(0, above, 64);
+    _tile_loadd(2, below, 64);
+    if (both) {
+      _tile_loadd(1, above + 256, 64);
+      _tile_loadd(3, below + 256, 64);
+    }
+    for (int64_t p = 0; p < pairs; p++) {
+      const uint16_t *right = values + (p * columns + c) * 512;
+      _tile_loadd(4, shares + p * 1024, 128);
+      _tile_loadd(6, right, 64);
+      _tile_loadd(5, shares + p * 1024 + 512, 128);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(2, 5, 6);
+      if (both) {
+        _tile_loadd(7, right + 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, above, 64);
+    _tile_stored(2, below, 64);
+    if (both) {
+      _tile_stored(1, above + 256, 64);
+      _tile_stored(3, below + 256, 64);
+    }
+  }
+  settle();
+}
+
+// the largest of each of 16 rows, from the largest of each lane of it
+inline __m512 largest16(__m512 r[16]) {
+  for (int i = 0; i < 8; i++) r[i] = _mm512_max_ps(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+  for (int i = 0; i < 4; i++) {
+    __m512d a = (__m512d)r[2 * i], b = (__m512d)r[2 * i + 1];
+    r[i] = _mm512_max_ps((__m512)_mm512_unpacklo_pd(a, b), (__m512)_mm512_unpackhi_pd(a, b));
+  }
+  for (int n = 2; n; n /= 2)
+    for (int i = 0; i < n; i++)
+      r[i] = _mm512_max_ps(_mm512_shuffle_f32x4(r[2 * i], r[2 * i + 1], 0x88), _mm512_shuffle_f32x4(r[2 * i], r[2 * i + 1], 0xdd));
+  return r[0];
+}
+
+// What is known of 32 queries between two spans of keys.
+struct State {
+  float *sums, *totals, *peaks;  // (2, columns, 16, 16); (32, 16), lane by lane; (32)
+  static int64_t size(int64_t columns) { return 32 * (columns * 16 + 16 + 1) + 32; }
+  State(float *at, int64_t columns) : sums(at), totals(at + columns * 512), peaks(totals + 512) {}
+};
+
+// Logits of a block, (pairs, 32, 32), to shares in bfloat16 in their place; the first rows of `values` and `keys` come
+// in meanwhile. True when a peak moved: then `keep` holds by how much each row's older sums shrink.
+template <bool whole>
+inline bool share_out(float *logits, int64_t pairs, State &state, float *keep, const uint16_t *values, int64_t v_lines, const uint16_t *keys,
+                      int64_t k_lines) {
+  int64_t count = whole ? KEYS / 32 : pairs;
+  __mmask16 grew = 0;
+  for (int64_t first = 0; first < 32; first += 16) {
+    __m512 top[16];
+    for (int64_t i = 0; i < 16; i++) {
+      const float *row = logits + (first + i) * 32;
+      top[i] = _mm512_max_ps(_mm512_load_ps(row), _mm512_load_ps(row + 16));
+      for (int64_t p = 1; p < count; p++)
+        top[i] = _mm512_max_ps(top[i], _mm512_max_ps(_mm512_load_ps(row + p * 1024), _mm512_load_ps(row + p * 1024 + 16)));
+    }
+    // shares are 2^(logit - peak), for any peak that keeps them in range: it moves only when a row outgrows it
+    __m512 before = _mm512_load_ps(state.peaks + first), now = largest16(top);
+    __mmask16 up = _mm512_cmp_ps_mask(now, _mm512_add_ps(before, _mm512_set1_ps(8.0f)), _CMP_GT_OQ);
+    now = _mm512_mask_mov_ps(before, up, now);
+    _mm512_store_ps(keep + first, _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), up, exp2_16(_mm512_sub_ps(before, now))));
+    grew |= up;
+    _mm512_store_ps(state.peaks + first, now);
+  }
+  for (int64_t i = 0; i < 32; i++) {
+    fetch(values + i * v_lines * 32, v_lines);
+    fetch(keys + i * k_lines * 32, k_lines);
+    __m512 peak = _mm512_set1_ps(state.peaks[i]), sum = _mm512_setzero_ps();
+    for (int64_t p = 0; p < count; p++) {
+      float *at = logits + p * 1024 + i * 32;
+      __m512 a = exp2_16(_mm512_sub_ps(_mm512_load_ps(at), peak)), b = exp2_16(_mm512_sub_ps(_mm512_load_ps(at + 16), peak));
+      sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+      _mm512_store_si512(at, two_to_bf16(a, b));
+    }
+    float *total = state.totals + i * 16;
+    _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_load_ps(total), _mm512_set1_ps(keep[i]), sum));
+  }
+  settle();
+  return grew;
+}
+
+// 32 queries against a span of `keys` keys, of which query i sees the first `sees` + i, or all where not causal
+void pass(const uint16_t *queries, const uint16_t *k_tiles, const uint16_t *v_tiles, int64_t wide, int64_t columns, int64_t keys,
+          int64_t sees, bool causal, State &state, float *logits) {
+  alignas(64) float keep[32];
+  // a row of shares calls in a 32nd of what comes next: KEYS * columns * 16 and KEYS * wide numbers, 32 to a line
+  const int64_t v_lines = KEYS * columns / 64, k_lines = KEYS * wide / 1024;
+  for (int64_t k = 0; k < keys; k += KEYS) {
+    int64_t width = std::min(KEYS, (keys - k + 31) / 32 * 32), seen = std::min(causal ? sees : keys, keys) - k;
+    const uint16_t *k_here = k_tiles + k * wide, *v_here = v_tiles + k * columns * 16;
+    queries_times_keys(queries, k_here, wide, width / 32, logits);
+    if (seen < width)
+      for (int64_t i = 0; i < 32; i++) {
+        int64_t last = std::max<int64_t>(0, std::min(causal ? seen + i : seen, keys - k));
+        for (int64_t c = last; c < width; c++) logits[c / 32 * 1024 + i * 32 + c % 32] = NEVER;
+      }
+    bool grew = width == KEYS ? share_out<true>(logits, KEYS / 32, state, keep, v_here, v_lines, k_here + KEYS * wide, k_lines)
+                              : share_out<false>(logits, width / 32, state, keep, v_here, v_lines, k_here, 0);
+    if (grew) {
+      for (int64_t c = 0; c < 2 * columns; c++)
+        for (int64_t i = 0; i < 16; i++) {
+          float *at = state.sums + c * 256 + i * 16;
+          _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), _mm512_set1_ps(keep[c / columns * 16 + i])));
+        }
+      settle();
+    }
+    shares_times_values(logits, v_here, columns, width / 32, state.sums);
+  }
+}
+
 // queries from..to of one item and head against all its keys
 void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int64_t from, int64_t to, Space &s) {
-  int64_t wide = (job.wide + 31) / 32 * 32, steps = wide / 32, tiles = (job.value + 15) / 16, value = tiles * 16;
+  int64_t wide = (job.wide + 31) / 32 * 32, columns = (job.value + 15) / 16, value = columns * 16, half = job.wide / 2;
   int64_t visible = job.causal ? std::min(keys, job.past + to) : keys;
-  int64_t padded = (visible + 31) / 32 * 32, half = job.wide / 2;
-  uint16_t *k_tiles = aligned(s.keys, padded * wide), *v_tiles = aligned(s.values, padded * value);
-  for (int64_t k = 0; k < padded; k += 16) {
-    uint16_t *rows = s.piece;
-    for (int64_t i = 0; i < 16; i++) {
-      int64_t token = start + k + i;
-      if (k + i < visible) load_row(job.k + token * job.k_stride + head * job.k_head, job.cos ? job.cos + token * half : nullptr,
-                                    job.cos ? job.sin + token * half : nullptr, job.wide, wide, 1.0f, rows + i * wide);
-      else std::memset(rows + i * wide, 0, size_t(wide) * 2);
-    }
-    lay_out(rows, 0, 16, wide, k_tiles + k * wide, 512);
-  }
-  for (int64_t k = 0; k < padded; k += 2) {  // two keys a row, 16 values a tile
-    for (int64_t c = 0; c < value; c += 32) {
-      int64_t left = job.value - c;
-      __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
-      const uint16_t *at = job.v + (start + k) * job.v_stride + head * job.v_head + c;
-      __m512i a = k < visible ? _mm512_maskz_loadu_epi16(mask, at) : _mm512_setzero_si512(), first, second;
-      __m512i b = k + 1 < visible ? _mm512_maskz_loadu_epi16(mask, at + job.v_stride) : _mm512_setzero_si512();
-      interleave(a, b, first, second);
-      uint16_t *tile = v_tiles + (k / 32 * tiles + c / 16) * 512 + k % 32 / 2 * 32;
-      _mm512_store_si512(tile, first);
-      if (c + 16 < value) _mm512_store_si512(tile + 512, second);
-    }
-  }
-  s.queries.resize(size_t(QUERIES * wide)), s.shares.resize(size_t(QUERIES * KEYS));
-  s.logits.resize(size_t(QUERIES * KEYS)), s.sums.resize(size_t(QUERIES * value));
+  int64_t span = std::min(SPAN / (2 * (wide + value)) / KEYS * KEYS, (visible + KEYS - 1) / KEYS * KEYS);
+  uint16_t *k_tiles = aligned(s.keys, span * wide), *v_tiles = aligned(s.values, span * value);
+  uint16_t *queries = aligned(s.queries, QUERIES * wide);
+  float *logits = aligned(s.logits, 32 * KEYS);
+  int64_t groups = (to - from + QUERIES - 1) / QUERIES, size = State::size(columns);
+  // where all keys are one span, one group's state after the other serves
+  float *states = aligned(s.state, (span < visible ? groups : 1) * size);
   float factor = float(job.scale * 1.4426950408889634);  // 2^x instead of e^x
-  for (int64_t query = from; query < to; query += QUERIES) {
-    int64_t count = std::min(QUERIES, to - query);
-    std::fill(s.queries.begin(), s.queries.end(), 0), std::fill(s.sums.begin(), s.sums.end(), 0.0f);
-    std::fill(s.shares.begin(), s.shares.end(), 0);
-    int64_t own = start + (job.causal ? job.past : 0);  // the rotation of a query is that of its own token
-    for (int64_t i = 0; i < count; i++) {
-      int64_t token = own + query + i, row = (job.causal ? 0 : start) + query + i;
-      load_row(job.q + row * job.q_stride + head * job.q_head, job.cos ? job.cos + token * half : nullptr,
-               job.cos ? job.sin + token * half : nullptr, job.wide, wide, factor, &s.queries[size_t(i * wide)]);
-    }
-    float peak[QUERIES], total[QUERIES];
-    std::fill(peak, peak + QUERIES, -INFINITY), std::fill(total, total + QUERIES, 0.0f);
-    int64_t seen = job.causal ? std::min(visible, job.past + query + count) : visible;
-    for (int64_t k = 0; k < seen; k += KEYS) {
-      int64_t width = std::min(KEYS, (seen - k + 31) / 32 * 32);
-      for (int64_t j = 0; j < width; j += 32) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        const uint16_t *right = k_tiles + (k + j) * wide;
-        for (int64_t t = 0; t < steps; t++) {
-          _tile_loadd(4, s.queries.data() + t * 32, wide * 2);
-          _tile_loadd(5, s.queries.data() + 16 * wide + t * 32, wide * 2);
-          _tile_loadd(6, right + t * 512, 64);
-          _tile_loadd(7, right + 16 * wide + t * 512, 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(0, s.logits.data() + j, KEYS * 4);
-        _tile_stored(1, s.logits.data() + j + 16, KEYS * 4);
-        _tile_stored(2, s.logits.data() + 16 * KEYS + j, KEYS * 4);
-        _tile_stored(3, s.logits.data() + 16 * KEYS + j + 16, KEYS * 4);
+  for (int64_t base = 0; base < visible; base += span) {
+    int64_t here = std::min(span, visible - base), padded = (here + 31) / 32 * 32;
+    for (int64_t k = 0; k < padded; k += 16) {
+      for (int64_t i = 0; i < 16; i++) {
+        int64_t token = start + base + k + i;
+        uint16_t *row = s.piece + i * wide;
+        if (k + i + AHEAD < here) call_in(job.k + (token + AHEAD) * job.k_stride + head * job.k_head, job.wide);
+        if (k + i < here)
+          load_row(job.k + token * job.k_stride + head * job.k_head, job.cos ? job.cos + token * half : nullptr,
+                   job.cos ? job.sin + token * half : nullptr, job.wide, wide, 1.0f, row);
+        else
+          std::memset(row, 0, size_t(wide) * 2);
       }
-      settle();
-      for (int64_t i = 0; i < count; i++) {
-        float *row = s.logits.data() + i * KEYS;
-        int64_t last = job.causal ? std::min(seen, job.past + query + i + 1) : seen;  // keys that it may see
-        for (int64_t j = std::max<int64_t>(0, last - k); j < width; j++) row[j] = -INFINITY;
-        uint16_t *to_share = s.shares.data() + i * KEYS;
-        if (last <= k) {
-          std::memset(to_share, 0, size_t(width) * 2);
+      lay_out(s.piece, 0, 16, wide, k_tiles + k * wide, 512);
+    }
+    for (int64_t k = 0; k < padded; k += 2) {  // two keys a row, 16 values a tile
+      for (int64_t i = k + AHEAD; i < k + AHEAD + 2 && i < here; i++) call_in(job.v + (start + base + i) * job.v_stride + head * job.v_head, job.value);
+      for (int64_t c = 0; c < value; c += 32) {
+        int64_t left = job.value - c;
+        __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
+        const uint16_t *at = job.v + (start + base + k) * job.v_stride + head * job.v_head + c;
+        __m512i a = k < here ? _mm512_maskz_loadu_epi16(mask, at) : _mm512_setzero_si512(), first, second;
+        __m512i b = k + 1 < here ? _mm512_maskz_loadu_epi16(mask, at + job.v_stride) : _mm512_setzero_si512();
+        interleave(a, b, first, second);
+        uint16_t *tile = v_tiles + (k / 32 * columns + c / 16) * 512 + k % 32 / 2 * 32;
+        _mm512_store_si512(tile, first);
+        if (c + 16 < value) _mm512_store_si512(tile + 512, second);
+      }
+    }
+    for (int64_t g = 0; g < groups; g++) {
+      int64_t query = from + g * QUERIES, count = std::min(QUERIES, to - query);
+      int64_t sees = job.past + query + 1 - base;  // keys of this span that the first of them sees
+      int64_t most = job.causal ? std::min(here, sees + count - 1) : here;
+      if (most <= 0) continue;
+      int64_t own = start + (job.causal ? job.past : 0);  // the rotation of a query is that of its own token
+      for (int64_t i = 0; i < QUERIES; i++) {
+        if (i >= count) {
+          std::memset(queries + i * wide, 0, size_t(wide) * 2);
           continue;
         }
-        __m512 top = _mm512_loadu_ps(row);
-        for (int64_t j = 16; j < width; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(row + j));
-        float now = std::max(peak[i], _mm512_reduce_max_ps(top));
-        __m512 shift = _mm512_set1_ps(now), sum = _mm512_setzero_ps();
-        for (int64_t j = 0; j < width; j += 32) {
-          __m512 a = exp2_16(_mm512_max_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j), shift), _mm512_set1_ps(-150.0f)));
-          __m512 b = exp2_16(_mm512_max_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j + 16), shift), _mm512_set1_ps(-150.0f)));
-          sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-          _mm512_storeu_si512(to_share + j, two_to_bf16(a, b));
-        }
-        if (now > peak[i]) {
-          float keep = std::exp2(peak[i] - now);
-          total[i] *= keep;
-          float *mixed = s.sums.data() + i * value;
-          for (int64_t c = 0; c < value; c += 16) _mm512_storeu_ps(mixed + c, _mm512_mul_ps(_mm512_set1_ps(keep), _mm512_loadu_ps(mixed + c)));
-          peak[i] = now;
-        }
-        total[i] += _mm512_reduce_add_ps(sum);
+        int64_t token = own + query + i, row = (job.causal ? 0 : start) + query + i;
+        load_row(job.q + row * job.q_stride + head * job.q_head, job.cos ? job.cos + token * half : nullptr,
+                 job.cos ? job.sin + token * half : nullptr, job.wide, wide, factor, queries + i * wide);
       }
-      settle();
-      for (int64_t c = 0; c < tiles; c += 2) {  // two tiles of queries times two of values
-        float *out = s.sums.data() + c * 16;
-        bool both = c + 1 < tiles;
-        _tile_loadd(0, out, value * 4);
-        _tile_loadd(2, out + 16 * value, value * 4);
-        if (both) {
-          _tile_loadd(1, out + 16, value * 4);
-          _tile_loadd(3, out + 16 * value + 16, value * 4);
-        }
-        for (int64_t j = 0; j < width; j += 32) {
-          const uint16_t *right = v_tiles + ((k + j) / 32 * tiles + c) * 512;
-          _tile_loadd(4, s.shares.data() + j, KEYS * 2);
-          _tile_loadd(5, s.shares.data() + 16 * KEYS + j, KEYS * 2);
-          _tile_loadd(6, right, 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(2, 5, 6);
-          if (both) {
-            _tile_loadd(7, right + 512, 64);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-          }
-        }
-        _tile_stored(0, out, value * 4);
-        _tile_stored(2, out + 16 * value, value * 4);
-        if (both) {
-          _tile_stored(1, out + 16, value * 4);
-          _tile_stored(3, out + 16 * value + 16, value * 4);
-        }
+      State state(states + (span < visible ? g * size : 0), columns);
+      if (base == 0) {
+        std::fill(state.sums, state.peaks, 0.0f);
+        std::fill(state.peaks, state.peaks + 32, NEVER);
       }
+      for (int64_t row = (job.causal ? 0 : start) + query + QUERIES, i = 0; i < QUERIES && query + QUERIES + i < to; i++)
+        call_in(job.q + (row + i) * job.q_stride + head * job.q_head, job.wide);
       settle();
-    }
-    for (int64_t i = 0; i < count; i++) {
-      uint16_t *out = job.y + ((job.causal ? 0 : start) + query + i) * job.y_stride + head * job.value;
-      __m512 scale = _mm512_set1_ps(1.0f / total[i]);
-      for (int64_t c = 0; c < job.value; c += 16) {
-        int64_t left = job.value - c;
-        __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
-        __m512 v = _mm512_mul_ps(scale, _mm512_loadu_ps(s.sums.data() + i * value + c));
-        _mm256_mask_storeu_epi16(out + c, mask, (__m256i)_mm512_cvtneps_pbh(v));
+      pass(queries, k_tiles, v_tiles, wide, columns, most, sees, job.causal, state, logits);
+      int64_t next = base + span;  // the last span that it sees?
+      if (next < visible && (!job.causal || next < job.past + query + count)) continue;
+      for (int64_t i = 0; i < count; i++) {
+        uint16_t *out = job.y + ((job.causal ? 0 : start) + query + i) * job.y_stride + head * job.value;
+        __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(state.totals + i * 16)));
+        for (int64_t c = 0; c < columns; c++) {
+          int64_t left = job.value - c * 16;
+          __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
+          __m512 v = _mm512_mul_ps(scale, _mm512_load_ps(state.sums + (i / 16 * columns + c) * 256 + i % 16 * 16));
+          _mm256_mask_storeu_epi16(out + c * 16, mask, (__m256i)_mm512_cvtneps_pbh(v));
+        }
       }
     }
   }
@@ -381,7 +486,7 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
   std::atomic<size_t> next{0};
   pool()->run(int(threads), [&](int) {
     open_tiles();
-    Room room;
+    static thread_local Room room;
     for (size_t p; (p = next.fetch_add(1)) < pieces.size();) linear_piece(*pieces[p].job, pieces[p].column, pieces[p].first, pieces[p].last, room);
     _tile_release();
   });
@@ -403,7 +508,7 @@ int moonkit_attention(const Attention *job, int64_t threads) {
   for (int64_t i = 0; i < job->items; i++) {
     int64_t length = job->lengths[i], keys = length + job->past;
     // heads are enough pieces, unless there are more threads; causal rows differ in length, so they are cut too
-    int64_t cuts = std::clamp<int64_t>(job->causal ? length / 512 : threads * 2 / job->heads, 1, (length + QUERIES - 1) / QUERIES);
+    int64_t cuts = std::clamp<int64_t>(threads * (job->causal ? 4 : 2) / job->heads, 1, (length + QUERIES - 1) / QUERIES);
     int64_t each = ((length + cuts - 1) / cuts + QUERIES - 1) / QUERIES * QUERIES;
     for (int64_t h = 0; h < job->heads; h++)
       for (int64_t from = 0; from < length; from += each) pieces.push_back({start, keys, h, from, std::min(length, from + each)});
@@ -416,7 +521,7 @@ int moonkit_attention(const Attention *job, int64_t threads) {
   std::atomic<size_t> next{0};
   pool()->run(int(threads), [&](int) {
     open_tiles();
-    Space space;
+    static thread_local Space space;
     for (size_t p; (p = next.fetch_add(1)) < pieces.size();)
       attend(*job, pieces[p].start, pieces[p].keys, pieces[p].head, pieces[p].from, pieces[p].to, space);
     _tile_release();
