@@ -103,11 +103,13 @@ inline void interleave(__m512i a, __m512i b, __m512i &first, __m512i &second) {
   second = _mm512_permutex2var_epi16(a, _mm512_add_epi16(low, _mm512_set1_epi16(16)), b);
 }
 
-inline __m512 exp16(__m512 x) {  // relative error below 2e-7 where the result is not 0; below -87 it is exp(-87)
+// e^x to 3e-7. x at most 88; below -87 it is e^-87
+inline __m512 exp16(__m512 x) {
+  const __m512 whole = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
   x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 n = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), whole), k = _mm512_sub_ps(n, whole);
+  __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(k, _mm512_set1_ps(-2.12194440e-4f), r);
   __m512 p = _mm512_set1_ps(1.9875691500e-4f);
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
@@ -115,7 +117,14 @@ inline __m512 exp16(__m512 x) {  // relative error below 2e-7 where the result i
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+}
+
+// x / (1 + e^-y), to 4e-7; y below -80 counts as -80, since numbers too small for a normal float cost a trap each
+inline __m512 times_sigmoid(__m512 x, __m512 y) {
+  __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), exp16(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), y), _mm512_set1_ps(80.0f))));
+  __m512 r = _mm512_rcp14_ps(d);
+  return _mm512_mul_ps(x, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(1.0f)), r));
 }
 
 // 2^x to 8e-5: what is then rounded to bfloat16 needs no more. x at most 127; below -126 it is 2^-126

@@ -37,22 +37,42 @@ struct Attention {
 #ifdef AMX
 namespace {
 
-constexpr int64_t BLOCK = 32;  // rows of x that run together, and columns of a pair of tiles
-constexpr int64_t KEPT = 1200000;  // bytes of w that are laid out together: they stay in the second cache
+// ---- products
+//
+// x is laid out as left-hand tiles first, by all threads, and shared. Then each thread takes panels of columns: it lays
+// the panel's part of w out as right-hand tiles, which stay in its second cache, and passes all rows by them:
+//
+//   32 rows of x, CHUNK steps of 32 numbers        stay in the first cache while
+//   CHUNK steps of each pair of column tiles       come in from the second, one pair after the other
 
-// columns of w that are laid out together, a multiple of 32
-inline int64_t panel_of(const Linear &job) {
-  int64_t columns = KEPT / 2 / ((job.in + 31) / 32 * 32) / 32 * 32;
-  return std::clamp<int64_t>(columns, 32, 512) / (job.act == SWIGLU ? 2 : 1);
+constexpr int64_t BLOCK = 32;      // rows of x that run together, and columns of a pair of tiles
+constexpr int64_t CHUNK = 9;       // steps: x, a pair and its sums fill the first cache
+constexpr int64_t PANEL = 1200000; // bytes of w that are laid out together
+constexpr int64_t LEFT = 32 << 20; // bytes of x that are laid out together
+
+inline int64_t steps_of(const Linear &job) { return (job.in + 31) / 32; }
+
+// Steps that are laid out together. Where rows are long, panels of all of them would be narrow and x would come in too
+// often: then a panel takes a part of the steps after the other, and the sums are kept in between.
+inline int64_t part_of(const Linear &job) {
+  int64_t steps = steps_of(job), parts = (steps + 71) / 72;
+  return (steps + parts - 1) / parts;
 }
 
-// 16 rows of w from `row` on as right-hand tiles: to[step * stride] is the tile of numbers 32 step..32 step + 31
-void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, uint16_t *to, int64_t stride) {
+// columns of w that are laid out together, a multiple of 32: all panels alike, and as many for each thread
+inline int64_t panel_of(const Linear &job, int64_t threads) {
+  int64_t most = std::clamp<int64_t>(PANEL / 64 / part_of(job) / 32 * 32, 32, 512) / (job.act == SWIGLU ? 2 : 1);
+  int64_t panels = ((job.out + most - 1) / most + threads - 1) / threads * threads;
+  return std::min(most, ((job.out + panels - 1) / panels + 31) / 32 * 32);
+}
+
+// numbers 0..in of 16 rows of w from `row` on as right-hand tiles: to[step * stride] is that of 32 step..32 step + 31
+void lay_out(const uint16_t *w, int64_t row, int64_t rows, int64_t in, int64_t w_stride, uint16_t *to, int64_t stride) {
   for (int64_t k = 0; k < in; k += 32) {
     __m512i r[16];
     __mmask32 mask = in - k >= 32 ? __mmask32(-1) : __mmask32((1u << (in - k)) - 1);
     for (int64_t i = 0; i < 16; i++)
-      r[i] = row + i < rows ? _mm512_maskz_loadu_epi16(mask, w + (row + i) * in + k) : _mm512_setzero_si512();
+      r[i] = row + i < rows ? _mm512_maskz_loadu_epi16(mask, w + (row + i) * w_stride + k) : _mm512_setzero_si512();
     transpose16(r);
     uint16_t *at = to + k / 32 * stride;
     for (int i = 0; i < 16; i++) _mm512_store_si512(at + i * 32, r[i]);
@@ -70,13 +90,10 @@ inline float *aligned(std::vector<float> &room, int64_t size) {
 
 inline __m512 gelu(__m512 v) {  // tanh form: v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v^3))
   __m512 u = _mm512_fmadd_ps(_mm512_mul_ps(v, v), _mm512_set1_ps(0.07135481283f), _mm512_set1_ps(1.5957691216f));
-  __m512 e = exp16(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(u, v)));
-  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+  return times_sigmoid(v, _mm512_mul_ps(u, v));
 }
 
-inline __m512 silu(__m512 v) {
-  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), exp16(_mm512_sub_ps(_mm512_setzero_ps(), v))));
-}
+inline __m512 silu(__m512 v) { return times_sigmoid(v, v); }
 
 inline void store16(const Linear &job, int64_t row, int64_t column, __mmask16 mask, __m512 v) {
   if (job.bias) v = _mm512_add_ps(v, lanes(job.bias + column, mask));
@@ -90,10 +107,8 @@ inline void store16(const Linear &job, int64_t row, int64_t column, __mmask16 ma
   else _mm256_mask_storeu_epi16((uint16_t *)job.y + row * job.y_stride + column, mask, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-constexpr int64_t CHUNK = 12;  // steps of 32 numbers whose part of x stays in the first cache
-
 struct Room {
-  std::vector<uint16_t> panel, rows;
+  std::vector<uint16_t> panel;
   std::vector<float> sums;
 };
 
@@ -105,68 +120,102 @@ inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sum
     _tile_zero(2);
     _tile_zero(3);
   } else {
-    _tile_loadd(0, sums, 128);
-    _tile_loadd(1, sums + 16, 128);
-    _tile_loadd(2, sums + 512, 128);
-    _tile_loadd(3, sums + 528, 128);
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 256, 64);
+    _tile_loadd(2, sums + 512, 64);
+    _tile_loadd(3, sums + 768, 64);
   }
-  for (int64_t s = 0; s < steps; s++) {
-    _tile_loadd(4, x + s * 1024, 64);
-    _tile_loadd(6, w + s * 1024, 64);
-    _tile_loadd(7, w + s * 1024 + 512, 64);
-    _tile_loadd(5, x + s * 1024 + 512, 64);
+  for (int64_t s = 0; s < steps; s++, x += 1024, w += 1024) {
+    _tile_loadd(4, x, 64);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 512, 64);
+    _tile_loadd(5, x + 512, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, sums, 128);
-  _tile_stored(1, sums + 16, 128);
-  _tile_stored(2, sums + 512, 128);
-  _tile_stored(3, sums + 528, 128);
-  settle();
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + 256, 64);
+  _tile_stored(2, sums + 512, 64);
+  _tile_stored(3, sums + 768, 64);
 }
 
-// columns of one panel, rows first..last
-void linear_piece(const Linear &job, int64_t column, int64_t first, int64_t last, Room &room) {
-  int64_t steps = (job.in + 31) / 32;
-  bool two = job.act == SWIGLU;
-  int64_t columns = std::min(panel_of(job), job.out - column), tiles = (columns + 15) / 16;
-  int64_t pairs = two ? tiles : (tiles + 1) / 2, length = steps * 1024;  // of a pair in the panel
-  uint16_t *panel = aligned(room.panel, pairs * length + 4096), *rows = aligned(room.rows, CHUNK * 1024);
-  float *sums = aligned(room.sums, pairs * 1024);
-  for (int64_t t = 0; t < 2 * pairs; t++) {
-    uint16_t *to = panel + t / 2 * length + t % 2 * 512;
-    if (two) lay_out(t % 2 ? job.w2 : job.w, column + t / 2 * 16, job.out, job.in, to, 1024);
-    else lay_out(job.w, column + t * 16, job.out, job.in, to, 1024);
-  }
-  for (int64_t row = first; row < last; row += BLOCK) {
-    int64_t count = std::min(BLOCK, last - row);
-    for (int64_t chunk = 0; chunk < steps; chunk += CHUNK) {
-      int64_t some = std::min(CHUNK, steps - chunk);
-      for (int64_t r = 0; r < BLOCK; r++) {
-        const uint16_t *from = job.x + (row + r) * job.x_stride + chunk * 32;
-        uint16_t *to = rows + r * 32;
-        for (int64_t s = 0; s < some; s++) {
-          int64_t left = r < count ? job.in - (chunk + s) * 32 : 0;
-          __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
-          _mm512_store_si512(to + s * 1024, _mm512_maskz_loadu_epi16(mask, from + s * 32));
-        }
+// rows row..row + 31 of x as left-hand tiles: (steps, 2, 16, 32)
+void lay_left(const Linear &job, int64_t row, uint16_t *to) {
+  int64_t steps = steps_of(job);
+  for (int64_t some = 0; some < steps; some += 8)  // few rows' lines at a time: what is written lies together
+    for (int64_t r = 0; r < BLOCK; r++) {
+      const uint16_t *from = job.x + (row + r) * job.x_stride;
+      for (int64_t s = some; s < std::min(steps, some + 8); s++) {
+        int64_t left = row + r < job.rows ? job.in - s * 32 : 0;
+        __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
+        _mm512_store_si512(to + s * 1024 + r * 32, _mm512_maskz_loadu_epi16(mask, from + s * 32));
       }
-      settle();
-      for (int64_t p = 0; p < pairs; p++) pair(rows, panel + p * length + chunk * 1024, some, sums + p * 1024, chunk == 0);
     }
-    for (int64_t p = 0; p < pairs; p++)
-      for (int64_t half = 0; half < (two ? 1 : 2); half++) {
-        int64_t at = column + (two ? p : 2 * p + half) * 16, left = job.out - at;
-        if (left <= 0) continue;
-        __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
-        for (int64_t r = 0; r < count; r++) {
-          __m512 v = _mm512_load_ps(sums + p * 1024 + r * 32 + half * 16);
-          if (two) v = _mm512_mul_ps(silu(v), _mm512_load_ps(sums + p * 1024 + r * 32 + 16));
-          store16(job, row + r, at, mask, v);
+}
+
+// one pair's sums, (2, 2, 16, 16) of rows and columns, to y
+inline void finish(const Linear &job, const float *sums, int64_t row, int64_t count, int64_t column, bool two) {
+  for (int64_t half = 0; half < (two ? 1 : 2); half++) {
+    int64_t at = column + half * 16, left = job.out - at;
+    if (left <= 0) continue;
+    __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
+    for (int64_t r = 0; r < count; r++) {
+      const float *from = sums + r / 16 * 512 + half * 256 + r % 16 * 16;
+      __m512 v = _mm512_load_ps(from);
+      if (two) v = _mm512_mul_ps(silu(v), _mm512_load_ps(from + 256));
+      store16(job, row + r, at, mask, v);
+    }
+  }
+}
+
+// what `finish` will write, and add
+inline void expect(const Linear &job, int64_t row, int64_t count, int64_t column) {
+  if (column >= job.out) return;
+  for (int64_t r = 0; r < count; r++) {
+    int64_t at = (row + r) * job.y_stride + column;
+    __builtin_prefetch((char *)job.y + at * (job.y_float ? 4 : 2), 1, 3);
+    if (job.residual) __builtin_prefetch(job.residual + at, 0, 3);
+  }
+}
+
+// columns of one panel, rows first..last, of which `x` holds the tiles
+void linear_piece(const Linear &job, int64_t column, int64_t width, int64_t first, int64_t last, const uint16_t *x, Room &room) {
+  int64_t steps = steps_of(job), part = part_of(job);
+  bool two = job.act == SWIGLU;
+  int64_t columns = std::min(width, job.out - column), tiles = (columns + 15) / 16;
+  int64_t pairs = two ? tiles : (tiles + 1) / 2;
+  int64_t length = part * 1024, block = pairs * 1024;  // of a pair in the panel; of 32 rows' sums
+  int64_t blocks = (last - first + BLOCK - 1) / BLOCK;
+  uint16_t *panel = aligned(room.panel, pairs * length);
+  float *kept = aligned(room.sums, part < steps ? blocks * block : block);
+  for (int64_t from = 0; from < steps; from += part) {
+    int64_t to = std::min(steps, from + part), numbers = std::min(job.in, to * 32) - from * 32;
+    for (int64_t t = 0; t < 2 * pairs; t++) {
+      uint16_t *at = panel + t / 2 * length + t % 2 * 512;
+      const uint16_t *w = two && t % 2 ? job.w2 : job.w;
+      lay_out(w + from * 32, column + (two ? t / 2 : t) * 16, job.out, numbers, job.in, at, 1024);
+    }
+    settle();
+    int64_t chunks = (to - from + CHUNK - 1) / CHUNK, each = (to - from + chunks - 1) / chunks;
+    for (int64_t b = 0; b < blocks; b++) {
+      int64_t row = first + b * BLOCK, count = std::min(BLOCK, last - row);
+      const uint16_t *left = x + b * steps * 1024;
+      float *sums = part < steps ? kept + b * block : kept;
+      for (int64_t chunk = from; chunk < to; chunk += each) {
+        int64_t some = std::min(each, to - chunk);
+        bool end = chunk + some == steps;
+        for (int64_t p = 0; p < pairs; p++) {
+          int64_t at = column + (two ? p : 2 * p) * 16;
+          if (end) expect(job, row, count, at);
+          pair(left + chunk * 1024, panel + p * length + (chunk - from) * 1024, some, sums + p * 1024, chunk == 0);
+          if (!end) continue;
+          settle();
+          finish(job, sums + p * 1024, row, count, at, two);
         }
       }
+    }
   }
 }
 
@@ -393,7 +442,7 @@ void attend(const Attention &job, int64_t start, int64_t keys, int64_t head, int
         else
           std::memset(row, 0, size_t(wide) * 2);
       }
-      lay_out(s.piece, 0, 16, wide, k_tiles + k * wide, 512);
+      lay_out(s.piece, 0, 16, wide, wide, k_tiles + k * wide, 512);
     }
     for (int64_t k = 0; k < padded; k += 2) {  // two keys a row, 16 values a tile
       for (int64_t i = k + AHEAD; i < k + AHEAD + 2 && i < here; i++) call_in(job.v + (start + base + i) * job.v_stride + head * job.v_head, job.value);
@@ -468,28 +517,47 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
 #ifdef AMX
   struct Piece {
     const Linear *job;
-    int64_t column, first, last;
+    int64_t column, width, first, last;
+    uint16_t *x;
   };
-  std::vector<Piece> pieces;
-  int64_t work = 0;
-  for (int64_t j = 0; j < count; j++) work += jobs[j].rows * jobs[j].out;
+  static thread_local std::vector<uint16_t> room;
+  std::vector<Piece> left, pieces;  // of x to be laid out, and of products
+  uint16_t *x = nullptr;
+  int64_t used = 0;
+  auto run = [&] {
+    std::atomic<size_t> next{0};
+    pool()->run(int(threads), [&](int) {
+      for (size_t p; (p = next.fetch_add(1)) < left.size();) lay_left(*left[p].job, left[p].first, left[p].x);
+    });
+    next = 0;
+    pool()->run(int(threads), [&](int) {
+      open_tiles();
+      static thread_local Room own;
+      for (size_t p; (p = next.fetch_add(1)) < pieces.size();)
+        linear_piece(*pieces[p].job, pieces[p].column, pieces[p].width, pieces[p].first, pieces[p].last, pieces[p].x, own);
+      _tile_release();
+    });
+    left.clear(), pieces.clear(), used = 0;
+  };
+  int64_t total = 0, largest = 0;
+  for (int64_t j = 0; j < count; j++) {
+    int64_t bytes = (jobs[j].rows + BLOCK - 1) / BLOCK * BLOCK * steps_of(jobs[j]) * 64;
+    total += bytes, largest = std::max(largest, BLOCK * steps_of(jobs[j]) * 64);
+  }
+  x = aligned(room, std::max(std::min(total, LEFT), largest) / 2);
+  int64_t limit = std::max(std::min(total, LEFT), largest);
   for (int64_t j = 0; j < count; j++) {
     const Linear &job = jobs[j];
-    if (!job.rows) continue;
-    int64_t panel = panel_of(job), panels = (job.out + panel - 1) / panel;
-    // every piece lays its panel out again, so rows are cut only where threads would stand idle
-    int64_t cuts = std::clamp<int64_t>(4 * threads * job.rows * job.out / std::max<int64_t>(work, 1) / panels, 1, (job.rows + 255) / 256);
-    int64_t each = ((job.rows + cuts - 1) / cuts + BLOCK - 1) / BLOCK * BLOCK;
-    for (int64_t column = 0; column < job.out; column += panel)
-      for (int64_t row = 0; row < job.rows; row += each) pieces.push_back({&job, column, row, std::min(job.rows, row + each)});
+    int64_t block = BLOCK * steps_of(job) * 64, width = panel_of(job, count == 1 ? threads : 1);
+    for (int64_t row = 0; row < job.rows;) {
+      if (used + block > limit) run();
+      int64_t last = std::min(job.rows, row + (limit - used) / block * BLOCK);
+      uint16_t *at = x + used / 2;
+      for (int64_t column = 0; column < job.out; column += width) pieces.push_back({&job, column, width, row, last, at});
+      for (; row < last; row += BLOCK, used += block) left.push_back({&job, 0, 0, row, 0, x + used / 2});
+    }
   }
-  std::atomic<size_t> next{0};
-  pool()->run(int(threads), [&](int) {
-    open_tiles();
-    static thread_local Room room;
-    for (size_t p; (p = next.fetch_add(1)) < pieces.size();) linear_piece(*pieces[p].job, pieces[p].column, pieces[p].first, pieces[p].last, room);
-    _tile_release();
-  });
+  if (!pieces.empty()) run();
   return 0;
 #else
   (void)jobs, (void)count, (void)threads;
