@@ -1,6 +1,6 @@
 """Reading prompts and writing tokens: rows of the groups prefill, decode and int4.
 
-    prefill   a prompt of 512 / 2k / 8k tokens, 1,024 at a time        beside transformers and llama.cpp
+    prefill   a prompt of 512 / 2k / 8k tokens, 2,048 at a time        beside transformers and llama.cpp
     decode    one more token after 128 / 2k / 8k, of 1 or 8 sequences  beside transformers
     int4      the same with experts, or all linear layers, in 4 bits   beside bfloat16 and llama.cpp Q4_0
 

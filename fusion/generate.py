@@ -111,7 +111,7 @@ class StreamEvent:
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def prefill(kimi: "Kimi", prompt: "Prompt", cache: LatentCache, chunk: int = 1024) -> Tensor:
+def prefill(kimi: "Kimi", prompt: "Prompt", cache: LatentCache, chunk: int = 2048) -> Tensor:
     """Read the prompt into a cache of one sequence, `chunk` tokens at a time; logits of the next token, (vocab,).
 
     Memory beyond the cache is that of one chunk, however long the prompt.
@@ -120,7 +120,7 @@ def prefill(kimi: "Kimi", prompt: "Prompt", cache: LatentCache, chunk: int = 102
     return read(kimi, kimi.embed(prompt.ids.to(kimi.device), media), cache, chunk)
 
 
-def read(kimi: "Kimi", x: Tensor, cache: LatentCache, chunk: int = 1024) -> Tensor:
+def read(kimi: "Kimi", x: Tensor, cache: LatentCache, chunk: int = 2048) -> Tensor:
     """Embedded tokens (tokens, dim) behind the one sequence of a cache; logits of the next token, (vocab,)."""
     stepper = kimi.language_model.stepper()
     if stepper is not None and stepper.reads(len(x)):

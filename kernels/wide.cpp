@@ -1,6 +1,7 @@
 // Products and attention of many rows in bfloat16 on AMX: what the vision tower and long prompts run.
 //
 //   moonkit_linear      y (rows, out) = act(x (rows, in) w^T + bias) + residual; a SwiGLU pair in one pass
+//   moonkit_weigh       y = the sum of a few rows of x, each times its weight: what experts give to their tokens
 //   moonkit_attention   softmax(q k^T scale) v inside each item or causally, with the rotation of q and k on the way
 //
 // Sums are float32; what is stored is rounded once. torch's own products reach a third of what the tiles can do, and
@@ -19,6 +20,7 @@ enum Act : int64_t { PLAIN = 0, GELU = 1, SWIGLU = 2 };
 struct Linear {
   const uint16_t *x, *w, *w2, *residual;  // (rows, in), (out, in), the second weight of SWIGLU, (rows, out) or null
   const uint16_t *bias;                   // (out) or null
+  const int64_t *which;                   // (rows): the row of x that each row is; null: its own
   void *y;                                // (rows, out)
   int64_t rows, in, out, x_stride, y_stride, act, y_float;
 };
@@ -146,7 +148,7 @@ void lay_left(const Linear &job, int64_t row, uint16_t *to) {
   int64_t steps = steps_of(job);
   for (int64_t some = 0; some < steps; some += 8)  // few rows' lines at a time: what is written lies together
     for (int64_t r = 0; r < BLOCK; r++) {
-      const uint16_t *from = job.x + (row + r) * job.x_stride;
+      const uint16_t *from = job.x + (job.which && row + r < job.rows ? job.which[row + r] : row + r) * job.x_stride;
       for (int64_t s = some; s < std::min(steps, some + 8); s++) {
         int64_t left = row + r < job.rows ? job.in - s * 32 : 0;
         __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
@@ -561,6 +563,30 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
   return 0;
 #else
   (void)jobs, (void)count, (void)threads;
+  return 1;
+#endif
+}
+
+// y (tokens, dim) = sum over c of weights[t, c] x[rows[t, c]]; x (anything, dim), rows and weights (tokens, chosen)
+int moonkit_weigh(const uint16_t *x, const int64_t *rows, const float *weights, uint16_t *y, int64_t tokens, int64_t chosen, int64_t dim,
+                  int64_t threads) {
+#ifdef AMX
+  std::atomic<int64_t> next{0};
+  pool()->run(int(threads), [&](int) {
+    for (int64_t first; (first = next.fetch_add(16)) < tokens;)
+      for (int64_t t = first; t < std::min(tokens, first + 16); t++)
+        for (int64_t d = 0; d < dim; d += 16) {
+          int64_t left = dim - d;
+          __mmask16 mask = left >= 16 ? __mmask16(-1) : __mmask16((1u << left) - 1);
+          __m512 sum = _mm512_setzero_ps();
+          for (int64_t c = 0; c < chosen; c++)
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[t * chosen + c]), lanes(x + rows[t * chosen + c] * dim + d, mask), sum);
+          _mm256_mask_storeu_epi16(y + t * dim + d, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+        }
+  });
+  return 0;
+#else
+  (void)x, (void)rows, (void)weights, (void)y, (void)tokens, (void)chosen, (void)dim, (void)threads;
   return 1;
 #endif
 }

@@ -3,6 +3,7 @@
     if fits(x):                                       bfloat16 on the CPU, no gradient, AMX, a compiler
         y = linear(x, weight, bias, act="gelu")       act(x w^T + bias) + residual, one rounding
         y = attention(q, k, v, lengths, scale)        inside each item; causal=True for language
+        y = weigh(x, rows, weights)                   sums of rows: what experts give to their tokens
 
 Everything else stays with torch: `fits` is False there, and callers run their plain form.
 """
@@ -23,7 +24,7 @@ _ACTS = {"none": 0, "gelu": 1, "swiglu": 2}
 
 class _Linear(Structure):
     _fields_ = [
-        *((name, c_void_p) for name in ("x", "w", "w2", "residual", "bias", "y")),
+        *((name, c_void_p) for name in ("x", "w", "w2", "residual", "bias", "which", "y")),
         *((name, c_int64) for name in ("rows", "in_", "out", "x_stride", "y_stride", "act", "y_float")),
     ]
 
@@ -45,6 +46,7 @@ def _code() -> Any:
         return None
     code.moonkit_linear.argtypes = [POINTER(_Linear), c_int64, c_int64]
     code.moonkit_attention.argtypes = [POINTER(_Attention), c_int64]
+    code.moonkit_weigh.argtypes = [c_void_p] * 4 + [c_int64] * 4
     return code
 
 
@@ -80,15 +82,21 @@ def linears(
     act: Act = "none",
     seconds: Sequence[Tensor] | None = None,
     residual: Tensor | None = None,
+    which: Sequence[Tensor] | None = None,
 ) -> None:
-    """Several products at once: (x (rows, in), weight (out, in), result (rows, out)) each, the result written."""
+    """Several products at once: (x (rows, in), weight (out, in), result (rows, out)) each, the result written.
+
+    which: for each product the rows of x that it takes, int64 (rows); without it all of them in their order.
+    """
     held = []
     table = (_Linear * len(jobs))()
     for n, (x, weight, out) in enumerate(jobs):
         x, weight = (x if x.stride(-1) == 1 else x.contiguous()), weight.contiguous()
         second = None if seconds is None else seconds[n].contiguous()
-        held += [x, weight, second]
-        if x.ndim != 2 or weight.shape[1] != x.shape[1] or out.shape != (len(x), len(weight)) or out.stride(-1) != 1:
+        taken = None if which is None else which[n].contiguous()
+        held += [x, weight, second, taken]
+        rows = len(x) if taken is None else len(taken)
+        if x.ndim != 2 or weight.shape[1] != x.shape[1] or out.shape != (rows, len(weight)) or out.stride(-1) != 1:
             raise ValueError(
                 f"a product of {tuple(x.shape)} and {tuple(weight.shape)} into {tuple(out.shape)}: "
                 "wanted (rows, in), (out, in) and (rows, out)"
@@ -101,8 +109,9 @@ def linears(
             w2=None if second is None else second.data_ptr(),
             residual=None if residual is None else residual.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
+            which=None if taken is None else taken.data_ptr(),
             y=out.data_ptr(),
-            rows=len(x),
+            rows=rows,
             in_=x.shape[1],
             out=len(weight),
             x_stride=x.stride(0),
@@ -111,6 +120,20 @@ def linears(
             y_float=out.dtype == torch.float32,
         )
     _code().moonkit_linear(table, len(jobs), torch.get_num_threads())
+
+
+def weigh(x: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sums of a few rows of x, bfloat16 (anything, dim): (tokens, dim), summed in float32 and rounded once.
+
+    rows int64 and weights float32, both (tokens, chosen): which rows a token gets, and how much of each.
+    """
+    x, rows, weights = x.contiguous(), rows.contiguous(), weights.float().contiguous()
+    if x.ndim != 2 or rows.shape != weights.shape or rows.ndim != 2 or rows.dtype != torch.int64:
+        raise ValueError(f"rows {tuple(rows.shape)} of {tuple(x.shape)} by weights {tuple(weights.shape)}")
+    out = torch.empty(len(rows), x.shape[1], dtype=x.dtype)
+    pointers = (each.data_ptr() for each in (x, rows, weights, out))
+    _code().moonkit_weigh(*pointers, *rows.shape, x.shape[1], torch.get_num_threads())
+    return out
 
 
 def attention(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import wide
 from lm.cache import LatentCache
 from lm.config import TextConfig
 from lm.linear import Linear
@@ -191,6 +192,10 @@ class Attention(nn.Module):
                 known = cache.layers[self.layer][sequence : sequence + count, : past + new]
             else:
                 known = known.unflatten(0, (count, new))  # (sequences, keys, latent + rope)
+            if max_logits is None and wide.fits(queries, known, self.kv_b_proj.weight):
+                parts.append(self._on_tiles(queries, known))
+                sequence += count
+                continue
             keys, values = self._expand(known)
             queries = queries.unflatten(0, (count, new)).transpose(1, 2)  # (sequences, heads, new, nope + rope)
             if torch.is_grad_enabled() and not past and fits(queries):
@@ -206,6 +211,19 @@ class Attention(nn.Module):
             max_logits.append(torch.stack(peaks).amax(0))
         out = torch.cat(parts)
         return out if blocks.places is None else out.index_select(0, blocks.places)
+
+    def _on_tiles(self, queries: Tensor, known: Tensor) -> Tensor:
+        """Causal attention in bfloat16 by kernels/wide.cpp: (sequences * new, heads, nope + rope) to (.., heads, v)."""
+        config, heads = self.config, self.config.num_attention_heads
+        latent, rope = known.flatten(0, 1).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        both = self.kv_b_proj(latent).unflatten(-1, (heads, -1))  # (keys, heads, nope + v)
+        nope, values = both.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        keys = torch.cat([nope, rope[:, None].expand(-1, heads, -1)], dim=-1)  # (keys, heads, nope + rope)
+        each = [t.chunk(len(known)) for t in (queries, keys, values)]
+        one = [
+            wide.attention(q, k, v, [len(q)], config.softmax_scale, causal=True) for q, k, v in zip(*each, strict=True)
+        ]
+        return torch.cat(one) if len(one) > 1 else one[0]
 
     def _expand(self, known: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (sequences, keys, latent + rope) to keys (sequences, heads, keys, nope + rope) and values."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels import wide
 from lm.config import TextConfig
 from lm.experts import RoutedExperts, route
 from lm.linear import Linear
@@ -33,6 +34,10 @@ class MLP(nn.Module):
         self.down_proj = Linear(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        # a quantised layer has no such weight
+        gate, up, down = (getattr(getattr(self, kind), "weight", None) for kind in _KINDS)
+        if gate is not None and up is not None and down is not None and wide.fits(x, gate, up, down):
+            return wide.linear(wide.linear(x, gate, act="swiglu", weight2=up), down)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -104,6 +109,8 @@ class MoE(nn.Module):
         if torch.is_grad_enabled() and self._trains_together():
             return self._routed_with_gradient(x, chosen, weights)
         stacks = None if torch.is_grad_enabled() else self._stacked()
+        if stacks is not None and wide.fits(x, *stacks):
+            return self._on_tiles(x, chosen, weights, stacks)
         if stacks is not None and stacks[0][0].numel() <= _TINY and chosen.numel() * 2 <= len(self.experts):
             outs = _gathered(x.repeat_interleave(chosen.shape[1], 0), chosen.flatten(), stacks)
         else:
@@ -113,6 +120,23 @@ class MoE(nn.Module):
             outs = torch.empty_like(grouped).index_copy(0, order, grouped)  # back to the order of the slots
         slots = outs.view(*chosen.shape, -1)  # (tokens, chosen, dim)
         return (slots.float() * weights[..., None]).sum(1).to(x.dtype)
+
+    def _on_tiles(self, x: Tensor, chosen: Tensor, weights: Tensor, stacks: Stacks) -> Tensor:
+        """The same in bfloat16 by kernels/wide.cpp: nothing is gathered, and experts without tokens cost nothing."""
+        order = chosen.flatten().argsort(stable=True)  # (tokens * chosen), grouped by expert
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        used = [expert for expert, count in enumerate(counts) if count]
+        which = [part for part in (order // chosen.shape[1]).split(counts) if len(part)]
+        gate, up, down = ([stack[expert] for expert in used] for stack in stacks)
+        inner = x.new_empty(len(order), gate[0].shape[0])
+        outs = x.new_empty(len(order), x.shape[1])
+        inners = [part for part in inner.split(counts) if len(part)]
+        parts = [part for part in outs.split(counts) if len(part)]
+        jobs = [(x, matrix, part) for matrix, part in zip(gate, inners, strict=True)]
+        wide.linears(jobs, act="swiglu", seconds=up, which=which)
+        wide.linears(list(zip(inners, down, parts, strict=True)))
+        rows = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))  # of each slot
+        return wide.weigh(outs, rows.view_as(chosen), weights)
 
     def _by_expert(self, rows: Tensor, counts: Tensor, stacks: Stacks | None) -> Tensor:
         """Rows that lie expert by expert, through their expert: (rows, dim)."""

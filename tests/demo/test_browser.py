@@ -126,10 +126,19 @@ class Visit:
         """A model of random weights, drawing at random: an answer that ends only when it is stopped."""
         self.choose("#chat-model", "untrained:tiny")
         self.page.get_by_role("button", name="Sampling").click()
-        for label, value in (("Temperature", "2"), ("Longest answer, tokens", "8192")):
-            number = self.page.locator("#chat-settings").get_by_label(f"number input for {label}")
-            number.fill(value)
-            number.press("Tab")
+        settings = self.page.locator("#chat-settings")
+        wanted = {"Temperature": "2", "Longest answer, tokens": "8192"}
+        numbers = {label: settings.get_by_label(f"number input for {label}") for label in wanted}
+
+        def stay() -> bool:
+            # the model's own settings come with the choice of it, on a busy machine after these were typed
+            for label, value in wanted.items():
+                numbers[label].fill(value)
+                numbers[label].press("Tab")
+            self.page.wait_for_timeout(400)
+            return all(numbers[label].input_value() == value for label, value in wanted.items())
+
+        wait_until(stay, 20, "the settings to stay as typed")
 
     def check(self) -> None:
         left = [fault for fault in self.faults if not any(re.search(known, fault) for known in self.expected)]

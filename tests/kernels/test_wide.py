@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.wide import _code, attention, fits, linear, linears
+from kernels.wide import _code, attention, fits, linear, linears, weigh
 
 pytestmark = pytest.mark.skipif(_code() is None, reason="no AMX, or no compiler")
 
@@ -64,6 +64,42 @@ def test_many_products_of_any_sizes_at_once() -> None:
         linears([(torch.zeros(2, 32).bfloat16(), torch.zeros(4, 64).bfloat16(), torch.zeros(2, 4).bfloat16())])
 
 
+def test_products_of_chosen_rows_and_their_sums() -> None:
+    """What a layer of experts does: rows by index, a part each, weighed sums of the results."""
+    x = torch.randn(70, 48).bfloat16()
+    which = [torch.randint(0, 70, (count,)) for count in (33, 1, 90)]
+    weights = [torch.randn(40, 48).bfloat16() for _ in which]
+    outs = torch.empty(124, 40).bfloat16()
+    parts = list(outs.split([33, 1, 90]))
+    linears([(x, weight, part) for weight, part in zip(weights, parts, strict=True)], which=which)
+    for rows, weight, part in zip(which, weights, parts, strict=True):
+        assert torch.equal(part, linear(x[rows], weight))
+    rows, shares = torch.randint(0, 124, (50, 6)), torch.rand(50, 6)
+    want = (outs[rows].float() * shares[..., None]).sum(1)
+    assert far(weigh(outs, rows, shares), want) < 3e-3
+    with pytest.raises(ValueError, match="weights"):
+        weigh(outs, rows, shares[:5])
+
+
+@pytest.mark.parametrize("rows, inner", [(70, 3000), (4500, 4304)])
+def test_long_rows_are_taken_in_parts(rows: int, inner: int) -> None:
+    x, w = torch.randn(rows, inner).bfloat16(), (torch.randn(70, inner) / inner**0.5).bfloat16()
+    residual = torch.randn(rows, 70).bfloat16()
+    got = linear(x, w, residual=residual)
+    want = (x.float() @ w.float().T).bfloat16().float() + residual.float()
+    assert far(got, want) < 3e-3
+
+
+def test_activations_of_large_numbers() -> None:
+    x = torch.tensor([[-3e4, -200.0, -80.0, -5.0, 0.0, 5.0, 80.0, 3e4]]).bfloat16().T.contiguous()
+    one = torch.zeros(1, 1).bfloat16() + 1
+    got = linear(x, one, act="gelu", dtype=torch.float32)
+    exact = x.double()  # the tanh form as a sigmoid, which loses nothing to cancellation
+    want = exact * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (exact + 0.044715 * exact**3))
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-30)
+    assert torch.equal(linear(x * float("nan"), one, act="gelu").isnan(), torch.ones_like(x, dtype=torch.bool))
+
+
 def plain(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float, causal: bool) -> Tensor:
     past = len(k) - len(q)
     parts = []
@@ -78,7 +114,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float, cau
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("lengths", [[1], [5, 40], [300], [64, 1, 515, 32]])
+@pytest.mark.parametrize("lengths", [[1], [5, 40], [300], [64, 1, 515, 32], [3500, 20]])
 @pytest.mark.parametrize("wide, value", [(72, 72), (24, 24), (192, 128), (80, 16)])
 def test_attention_inside_items(lengths: list[int], wide: int, value: int) -> None:
     tokens, heads = sum(lengths), 3
@@ -88,7 +124,10 @@ def test_attention_inside_items(lengths: list[int], wide: int, value: int) -> No
     assert far(got, plain(q, k, v, lengths, wide**-0.5, False)) < 6e-3
 
 
-@pytest.mark.parametrize("new, past", [(1, 0), (70, 0), (600, 0), (33, 500), (1, 256), (300, 31)])
+# the last two are longer than what of keys and values is laid out at once
+@pytest.mark.parametrize(
+    "new, past", [(1, 0), (70, 0), (600, 0), (33, 500), (1, 256), (300, 31), (64, 2100), (2200, 64)]
+)
 def test_causal_attention_with_a_past(new: int, past: int) -> None:
     q = torch.randn(new, 2, 192).bfloat16()
     k, v = torch.randn(past + new, 2, 192).bfloat16(), torch.randn(past + new, 2, 128).bfloat16()
