@@ -53,9 +53,10 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-inline void open_tiles() {
+// columns: of the right-hand tiles 5 and 6, and of the sums 0 to 3
+inline void open_tiles(int columns = 16) {
   TileShapes shapes;
-  for (int t = 0; t < 8; t++) shapes.bytes[t] = 64, shapes.rows[t] = 16;
+  for (int t = 0; t < 8; t++) shapes.bytes[t] = uint16_t(t == 4 || t == 7 ? 64 : 4 * columns), shapes.rows[t] = 16;
   // a memory operand of the full 64 bytes: gcc 12's own intrinsic names 8 of them and the rest may not be written yet
   asm volatile("ldtilecfg %0" ::"m"(shapes) : "memory");
 }

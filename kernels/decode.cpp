@@ -197,7 +197,10 @@ constexpr int64_t ROWS = 16;
 
 struct Scratch {
   const Product *ready = nullptr;  // whose vectors `packed` or `spread` hold
-  std::vector<uint16_t> packed;    // bfloat16 pairs, as AMX wants its right side: (in / 32, 16 pairs, 16 tokens, 2)
+  // bfloat16 pairs, as AMX wants its right side: (tiles of tokens, in / 32, 16 pairs, tokens, 2), where tokens are 16, or
+  // as many as there are: the vectors of one token are then 64 bytes a step and stay in the first cache
+  std::vector<uint16_t> packed;
+  std::vector<float> scales;       // of 16 rows of INT4, widened
   std::vector<float> spread;       // for INT4: each 128 numbers as 8 x 16, so that lane l of j holds number 8 l + j
 };
 
@@ -205,71 +208,100 @@ struct Scratch {
 // the number of tokens plays no part: a sequence gives in a batch, to the last bit, what it gives alone
 bool fits_amx(const Matrix &w, bool whole) { return use_amx && !whole && w.kind != F32 && w.in % 32 == 0 && w.out >= 16; }
 
+// tiles whose right-hand side has so many columns; 0 gives them back
+void shape_tiles(int columns) {
+  static thread_local int now = 0;
+  if (now == columns) return;
+  now = columns;
+  if (columns) open_tiles(columns);
+  else _tile_release();
+}
+
 void pack_vectors(const Product &job, Scratch &scratch) {
-  int64_t in = job.w->in, steps = in / 32, tiles = (job.tokens + 15) / 16;
-  scratch.packed.resize(size_t(tiles * steps * 512));
+  int64_t in = job.w->in, steps = in / 32, tiles = (job.tokens + 15) / 16, columns = std::min<int64_t>(job.tokens, 16);
+  scratch.packed.resize(size_t(tiles * steps * 32 * columns));
   uint32_t *to = (uint32_t *)scratch.packed.data();
-  if (job.tokens % 16) std::memset(to + (tiles - 1) * steps * 256, 0, size_t(steps) * 1024);
+  if (job.tokens % columns) std::memset(to + (tiles - 1) * steps * 16 * columns, 0, size_t(steps * 64 * columns));
   for (int64_t t = 0; t < job.tokens; t++) {
     const float *x = job.x[t];
     uint32_t *column = to + (t / 16) * steps * 256 + t % 16;
     alignas(64) uint32_t pairs[16];
     for (int64_t s = 0; s < steps; s++) {
       _mm512_store_si512(pairs, two_to_bf16(_mm512_loadu_ps(x + 32 * s), _mm512_loadu_ps(x + 32 * s + 16)));
-      for (int p = 0; p < 16; p++) column[s * 256 + p * 16] = pairs[p];
+      for (int p = 0; p < 16; p++) column[(s * 16 + p) * columns] = pairs[p];
     }
   }
 }
 
 // 32 weights of a row of INT4, times their scale and rounded to bfloat16: what dequantize_int4 gives
-inline __m512i int4_to_bf16(const uint8_t *nibbles, uint16_t scale) {
+inline __m512i int4_to_bf16(const uint8_t *nibbles, float scale) {
   const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(widen(scale)))));
+  __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(scale))));
   __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)nibbles));
   __m512i index = _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi32(0x000F000F));
   return _mm512_permutexvar_epi16(index, table);
 }
 
+// the tile of 16 rows in register 4 times 32 numbers of each vector; `next`: from one tile of tokens to the next
+inline void times_vectors(const uint16_t *right, int64_t stride, int64_t next, int64_t tiles) {
+  _tile_loadd(5, right, stride);
+  _tile_dpbf16ps(0, 4, 5);
+  if (tiles > 1) {
+    _tile_loadd(6, right + next, stride);
+    _tile_dpbf16ps(1, 4, 6);
+  }
+  if (tiles > 2) {
+    _tile_loadd(5, right + 2 * next, stride);
+    _tile_dpbf16ps(2, 4, 5);
+  }
+  if (tiles > 3) {
+    _tile_loadd(6, right + 3 * next, stride);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+}
+
 // 16 rows from `row` on, times all vectors (at most 64): result[row][token]
-void sixteen_rows(const Matrix &w, int64_t row, const uint16_t *packed, int64_t tokens, float *result) {
-  int64_t steps = w.in / 32, tiles = (tokens + 15) / 16;
-  alignas(64) uint16_t dense[2][512];
+void sixteen_rows(const Matrix &w, int64_t row, Scratch &scratch, int64_t tokens, float *result) {
+  int64_t steps = w.in / 32, tiles = (tokens + 15) / 16, columns = std::min<int64_t>(tokens, 16);
+  int64_t each = 32 * columns, next = steps * each, stride = 4 * columns;
+  const uint16_t *packed = scratch.packed.data();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t s = 0; s < steps; s++) {
-    if (w.kind == BF16) {
+  if (w.kind == BF16) {
+    for (int64_t s = 0; s < steps; s++) {
       const uint16_t *at = (const uint16_t *)w.data + row * w.in + s * 32;
-      if (s % 2 == 0)
-        for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(at + r * w.in + 256), _MM_HINT_T0), _mm_prefetch((const char *)(at + r * w.in + 288), _MM_HINT_T0);
+      // what comes 8 steps later; towards the end of the rows that is the start of the next 16
+      const uint16_t *ahead = at + 256 + (s + 8 < steps ? 0 : 15 * w.in);
+      for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(ahead + r * w.in), _MM_HINT_T0);
       _tile_loadd(4, at, w.in * 2);
-    } else {
-      const uint8_t *at = (const uint8_t *)w.data + row * (w.in / 2) + s * 16;
-      const uint16_t *scale = w.scale + row * steps + s;
-      uint16_t *to = dense[s & 1];
-      for (int r = 0; r < 16; r++) {
-        if (s % 4 == 0) _mm_prefetch((const char *)(at + r * (w.in / 2) + 256), _MM_HINT_T0);
-        _mm512_store_si512(to + r * 32, int4_to_bf16(at + r * (w.in / 2), scale[r * steps]));
+      times_vectors(packed + s * each, stride, next, tiles);
+    }
+  } else {
+    const uint16_t *scale = w.scale + row * steps;
+    scratch.scales.resize(size_t(16 * steps + 16));
+    float *scales = scratch.scales.data();
+    for (int64_t i = 0; i < 16 * steps; i += 16) {
+      _mm512_storeu_ps(scales + i, lanes(scale + i));
+      if (i % 32 == 0) _mm_prefetch((const char *)(scale + 16 * steps + i), _MM_HINT_T0);  // of the next 16 rows
+    }
+    // a tile is loaded a step after it was written: its load has to wait until the writes have left the core's queue
+    alignas(64) uint16_t dense[2][512];
+    for (int64_t s = 0; s <= steps; s++) {
+      if (s < steps) {
+        const uint8_t *at = (const uint8_t *)w.data + row * (w.in / 2) + s * 16;
+        const uint8_t *ahead = at + 256 + (s + 16 < steps ? 0 : 15 * (w.in / 2));
+        uint16_t *to = dense[s & 1];
+        for (int r = 0; r < 16; r++) {
+          if (s % 4 == 0) _mm_prefetch((const char *)(ahead + r * (w.in / 2)), _MM_HINT_T0);
+          _mm512_store_si512(to + r * 32, int4_to_bf16(at + r * (w.in / 2), scales[r * steps + s]));
+        }
       }
       settle();
-      _tile_loadd(4, to, 64);
-    }
-    const uint16_t *right = packed + s * 512;
-    int64_t next = steps * 512;  // elements from one tile of tokens to the next
-    _tile_loadd(5, right, 64);
-    _tile_dpbf16ps(0, 4, 5);
-    if (tiles > 1) {
-      _tile_loadd(6, right + next, 64);
-      _tile_dpbf16ps(1, 4, 6);
-    }
-    if (tiles > 2) {
-      _tile_loadd(5, right + 2 * next, 64);
-      _tile_dpbf16ps(2, 4, 5);
-    }
-    if (tiles > 3) {
-      _tile_loadd(6, right + 3 * next, 64);
-      _tile_dpbf16ps(3, 4, 6);
+      if (s == 0) continue;
+      _tile_loadd(4, dense[(s - 1) & 1], 64);
+      times_vectors(packed + (s - 1) * each, stride, next, tiles);
     }
   }
   _tile_stored(0, result, 256);  // result[16][64]
@@ -380,7 +412,7 @@ inline void plain_rows(const Matrix &w, int64_t row, const Product &job, const f
 
 void rows_of(const Matrix &w, int64_t from, int64_t to, const Product &job, Scratch &scratch, float *result) {
 #ifdef AMX
-  if (to - from == 16 && fits_amx(w, job.whole)) return sixteen_rows(w, from, scratch.packed.data(), job.tokens, result);
+  if (to - from == 16 && fits_amx(w, job.whole)) return sixteen_rows(w, from, scratch, job.tokens, result);
 #endif
   const float *spread = scratch.spread.data();
   int64_t r = from;
@@ -395,7 +427,7 @@ void block(const Product &job, int64_t from, Scratch &scratch) {
     bool amx = false;
 #ifdef AMX
     amx = fits_amx(*job.w, job.whole);
-    if (amx) pack_vectors(job, scratch);
+    if (amx) pack_vectors(job, scratch), shape_tiles(int(std::min<int64_t>(job.tokens, 16)));
 #endif
     if (job.w->kind == INT4 && (!amx || job.w->out % 16)) spread_vectors(job, scratch);
   }
@@ -473,6 +505,7 @@ constexpr int64_t KEYS = 256;  // keys whose logits are held at once
 // bfloat16 cache, latent and rope multiples of 32: logits as keys x heads, then heads x latents, both on AMX
 void attend_amx(const Model &m, const float *q, const uint16_t *cache, int64_t from, int64_t to, Part &part) {
   int64_t width = m.latent + m.rope, steps = width / 32;
+  shape_tiles(16);
   std::vector<uint16_t> query(size_t(steps * 512));
   alignas(64) static thread_local float logits[KEYS * 16];
   alignas(64) static thread_local uint16_t shares[KEYS / 32][16 * 32];  // (keys / 32, heads, 32 keys)
@@ -854,11 +887,11 @@ int moonkit_decode(const Model *model, const Step *step) {
   walk.team.size = int(step->threads);
   pool()->run(walk.team.size, [&](int index) {
 #ifdef AMX
-    if (use_amx) open_tiles();
+    if (use_amx) shape_tiles(16);
 #endif
     walk.walk(Member{walk.team, index});
 #ifdef AMX
-    if (use_amx) _tile_release();
+    if (use_amx) shape_tiles(0);
 #endif
   });
   return 0;
