@@ -233,13 +233,17 @@ void pack_vectors(const Product &job, Scratch &scratch) {
   }
 }
 
-// 32 weights of a row of INT4, times their scale and rounded to bfloat16: what dequantize_int4 gives
-inline __m512i int4_to_bf16(const uint8_t *nibbles, float scale) {
+// 32 weights of each of two rows of INT4, times their scales and rounded to bfloat16: what dequantize_int4 gives
+inline void int4_to_bf16(const uint8_t *one, const uint8_t *two, float scale1, float scale2, uint16_t *to) {
   const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-  __m512i table = _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(scale))));
-  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)nibbles));
-  __m512i index = _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)), _mm512_set1_epi32(0x000F000F));
-  return _mm512_permutexvar_epi16(index, table);
+  // a table of 16 values for each row
+  __m512i table = two_to_bf16(_mm512_mul_ps(values, _mm512_set1_ps(scale1)), _mm512_mul_ps(values, _mm512_set1_ps(scale2)));
+  __m512i a = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)one)), b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)two));
+  const __m512i low = _mm512_set1_epi32(0x000F000F), second = _mm512_set1_epi32(0x00100010);
+  a = _mm512_and_si512(_mm512_or_si512(a, _mm512_slli_epi32(a, 12)), low);
+  b = _mm512_or_si512(_mm512_and_si512(_mm512_or_si512(b, _mm512_slli_epi32(b, 12)), low), second);
+  _mm512_store_si512(to, _mm512_permutexvar_epi16(a, table));
+  _mm512_store_si512(to + 32, _mm512_permutexvar_epi16(b, table));
 }
 
 // the tile of 16 rows in register 4 times 32 numbers of each vector; `next`: from one tile of tokens to the next
@@ -279,6 +283,7 @@ void sixteen_rows(const Matrix &w, int64_t row, Scratch &scratch, int64_t tokens
       times_vectors(packed + s * each, stride, next, tiles);
     }
   } else {
+    const int64_t length = w.in / 2;  // bytes of a row
     const uint16_t *scale = w.scale + row * steps;
     scratch.scales.resize(size_t(16 * steps + 16));
     float *scales = scratch.scales.data();
@@ -290,13 +295,14 @@ void sixteen_rows(const Matrix &w, int64_t row, Scratch &scratch, int64_t tokens
     alignas(64) uint16_t dense[2][512];
     for (int64_t s = 0; s <= steps; s++) {
       if (s < steps) {
-        const uint8_t *at = (const uint8_t *)w.data + row * (w.in / 2) + s * 16;
-        const uint8_t *ahead = at + 256 + (s + 16 < steps ? 0 : 15 * (w.in / 2));
+        const uint8_t *at = (const uint8_t *)w.data + row * length + s * 16;
+        // a line holds four steps: each calls in those of four rows, 16 steps before they are wanted
+        const uint8_t *ahead = at + 256 + (s + 16 < steps ? 0 : 15 * length) + s % 4 * 4 * length;
         uint16_t *to = dense[s & 1];
-        for (int r = 0; r < 16; r++) {
-          if (s % 4 == 0) _mm_prefetch((const char *)(ahead + r * (w.in / 2)), _MM_HINT_T0);
-          _mm512_store_si512(to + r * 32, int4_to_bf16(at + r * (w.in / 2), scales[r * steps + s]));
-        }
+        for (int r = 0; r < 4; r++) _mm_prefetch((const char *)(ahead + r * length), _MM_HINT_T0);
+#pragma GCC unroll 8
+        for (int r = 0; r < 16; r += 2)
+          int4_to_bf16(at + r * length, at + (r + 1) * length, scales[r * steps + s], scales[(r + 1) * steps + s], to + r * 32);
       }
       settle();
       if (s == 0) continue;
