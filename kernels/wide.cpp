@@ -46,11 +46,16 @@ namespace {
 //
 //   32 rows of x, CHUNK steps of 32 numbers        stay in the first cache while
 //   CHUNK steps of each pair of column tiles       come in from the second, one pair after the other
+//
+// Laying w out pays for itself by the rows that pass. Where they are few, as those of an expert in a short prompt, w is
+// the left-hand side as it lies in memory, x is laid out as the right-hand one, and results are turned at the end.
 
 constexpr int64_t BLOCK = 32;      // rows of x that run together, and columns of a pair of tiles
 constexpr int64_t CHUNK = 9;       // steps: x, a pair and its sums fill the first cache
 constexpr int64_t PANEL = 1200000; // bytes of w that are laid out together
 constexpr int64_t LEFT = 32 << 20; // bytes of x that are laid out together
+
+constexpr int64_t FEW = 128;       // rows up to which w is taken as it lies
 
 inline int64_t steps_of(const Linear &job) { return (job.in + 31) / 32; }
 
@@ -143,14 +148,36 @@ inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sum
   _tile_stored(3, sums + 768, 64);
 }
 
+inline bool as_it_lies(const Linear &job) { return job.rows <= FEW && job.in % 32 == 0; }
+
+// where row `row` of the product's left-hand side begins, or null behind its end
+inline const uint16_t *row_of(const Linear &job, int64_t row) {
+  return row < job.rows ? job.x + (job.which ? job.which[row] : row) * job.x_stride : nullptr;
+}
+
+// rows row..row + 31 of x as right-hand tiles: (2, steps, 16 pairs, 16 rows, 2)
+void lay_right(const Linear &job, int64_t row, uint16_t *to) {
+  int64_t steps = steps_of(job);
+  for (int64_t half = 0; half < 2; half++, row += 16)
+    for (int64_t s = 0; s < steps; s++, to += 512) {
+      __m512i r[16];
+      for (int64_t i = 0; i < 16; i++) {
+        const uint16_t *from = row_of(job, row + i);
+        r[i] = from ? _mm512_loadu_si512(from + s * 32) : _mm512_setzero_si512();
+      }
+      transpose16(r);
+      for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, r[i]);
+    }
+}
+
 // rows row..row + 31 of x as left-hand tiles: (steps, 2, 16, 32)
 void lay_left(const Linear &job, int64_t row, uint16_t *to) {
   int64_t steps = steps_of(job);
   for (int64_t some = 0; some < steps; some += 8)  // few rows' lines at a time: what is written lies together
     for (int64_t r = 0; r < BLOCK; r++) {
-      const uint16_t *from = job.x + (job.which && row + r < job.rows ? job.which[row + r] : row + r) * job.x_stride;
+      const uint16_t *from = row_of(job, row + r);
       for (int64_t s = some; s < std::min(steps, some + 8); s++) {
-        int64_t left = row + r < job.rows ? job.in - s * 32 : 0;
+        int64_t left = from ? job.in - s * 32 : 0;
         __mmask32 mask = left >= 32 ? __mmask32(-1) : __mmask32((1u << left) - 1);
         _mm512_store_si512(to + s * 1024 + r * 32, _mm512_maskz_loadu_epi16(mask, from + s * 32));
       }
@@ -216,6 +243,76 @@ void linear_piece(const Linear &job, int64_t column, int64_t width, int64_t firs
           settle();
           finish(job, sums + p * 1024, row, count, at, two);
         }
+      }
+    }
+  }
+}
+
+// 16 results of 16 rows, (columns, rows), turned and written
+inline void finish_turned(const Linear &job, const float *sums, const float *second, int64_t row, int64_t column) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = _mm512_load_si512(sums + i * 16);
+  transpose16(a);
+  if (second) {
+    for (int i = 0; i < 16; i++) b[i] = _mm512_load_si512(second + i * 16);
+    transpose16(b);
+  }
+  __mmask16 mask = job.out - column >= 16 ? __mmask16(-1) : __mmask16((1u << (job.out - column)) - 1);
+  for (int64_t r = 0; r < std::min<int64_t>(16, job.rows - row); r++) {
+    __m512 v = _mm512_castsi512_ps(a[r]);
+    if (second) v = _mm512_mul_ps(silu(v), _mm512_castsi512_ps(b[r]));
+    store16(job, row + r, column, mask, v);
+  }
+}
+
+// Columns from..to of a product with few rows, all of them; from is a multiple of 16. Two tiles of w's rows (or one of
+// each w) times two of x's; a ragged end of w is taken from a copy.
+void few_rows(const Linear &job, int64_t from, int64_t to, const uint16_t *x, Room &room) {
+  int64_t steps = steps_of(job), tiles = (job.rows + 15) / 16;
+  bool two = job.act == SWIGLU;
+  alignas(64) float sums[4][256];
+  for (int64_t column = from; column < to; column += two ? 16 : 32) {
+    const uint16_t *w[2] = {job.w + column * job.in, two ? job.w2 + column * job.in : job.w + (column + 16) * job.in};
+    for (int64_t half = 0; half < 2; half++) {
+      int64_t first = column + (two ? 0 : half * 16), there = std::clamp<int64_t>(job.out - first, 0, 16);
+      if (there == 16) continue;
+      uint16_t *copy = aligned(room.panel, 2 * 16 * job.in) + half * 16 * job.in;
+      std::fill(copy, copy + 16 * job.in, 0);
+      if (there) std::memcpy(copy, w[half], size_t(there * job.in) * 2);
+      w[half] = copy;
+    }
+    for (int64_t t = 0; t < tiles; t += 2) {
+      const uint16_t *right = x + t * steps * 512;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      settle();
+      for (int64_t s = 0; s < steps; s++) {
+        if (t == 0)  // what comes 8 steps later, at the end of the rows the start of those below
+          for (int half = 0; half < 2; half++) {
+            const uint16_t *ahead = w[half] + (s + 8) * 32 + (s + 8 < steps ? 0 : (two ? 15 : 31) * job.in);
+            for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(ahead + r * job.in), _MM_HINT_T0);
+          }
+        _tile_loadd(4, w[0] + s * 32, job.in * 2);
+        _tile_loadd(6, right + s * 512, 64);
+        _tile_loadd(5, w[1] + s * 32, job.in * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+        if (t + 1 == tiles) continue;
+        _tile_loadd(7, right + (steps + s) * 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, sums[0], 64);
+      _tile_stored(1, sums[1], 64);
+      _tile_stored(2, sums[2], 64);
+      _tile_stored(3, sums[3], 64);
+      settle();
+      for (int64_t right_half = 0; right_half < std::min<int64_t>(2, tiles - t); right_half++) {
+        int64_t row = (t + right_half) * 16;
+        finish_turned(job, sums[right_half], two ? sums[2 + right_half] : nullptr, row, column);
+        if (!two && column + 16 < job.out) finish_turned(job, sums[2 + right_half], nullptr, row, column + 16);
       }
     }
   }
@@ -529,14 +626,18 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
   auto run = [&] {
     std::atomic<size_t> next{0};
     pool()->run(int(threads), [&](int) {
-      for (size_t p; (p = next.fetch_add(1)) < left.size();) lay_left(*left[p].job, left[p].first, left[p].x);
+      for (size_t p; (p = next.fetch_add(1)) < left.size();)
+        (as_it_lies(*left[p].job) ? lay_right : lay_left)(*left[p].job, left[p].first, left[p].x);
     });
     next = 0;
     pool()->run(int(threads), [&](int) {
       open_tiles();
       static thread_local Room own;
-      for (size_t p; (p = next.fetch_add(1)) < pieces.size();)
-        linear_piece(*pieces[p].job, pieces[p].column, pieces[p].width, pieces[p].first, pieces[p].last, pieces[p].x, own);
+      for (size_t p; (p = next.fetch_add(1)) < pieces.size();) {
+        const Piece &piece = pieces[p];
+        if (as_it_lies(*piece.job)) few_rows(*piece.job, piece.column, std::min(piece.column + piece.width, piece.job->out), piece.x, own);
+        else linear_piece(*piece.job, piece.column, piece.width, piece.first, piece.last, piece.x, own);
+      }
       _tile_release();
     });
     left.clear(), pieces.clear(), used = 0;
@@ -544,7 +645,7 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
   int64_t total = 0, largest = 0;
   for (int64_t j = 0; j < count; j++) {
     int64_t bytes = (jobs[j].rows + BLOCK - 1) / BLOCK * BLOCK * steps_of(jobs[j]) * 64;
-    total += bytes, largest = std::max(largest, BLOCK * steps_of(jobs[j]) * 64);
+    total += bytes, largest = std::max(largest, std::min((jobs[j].rows + BLOCK - 1) / BLOCK, FEW / BLOCK) * BLOCK * steps_of(jobs[j]) * 64);
   }
   x = aligned(room, std::max(std::min(total, LEFT), largest) / 2);
   int64_t limit = std::max(std::min(total, LEFT), largest);
@@ -552,8 +653,9 @@ int moonkit_linear(const Linear *jobs, int64_t count, int64_t threads) {
     const Linear &job = jobs[j];
     int64_t block = BLOCK * steps_of(job) * 64, width = panel_of(job, count == 1 ? threads : 1);
     for (int64_t row = 0; row < job.rows;) {
-      if (used + block > limit) run();
-      int64_t last = std::min(job.rows, row + (limit - used) / block * BLOCK);
+      bool whole = as_it_lies(job);
+      if (used + (whole ? (job.rows + BLOCK - 1) / BLOCK : 1) * block > limit) run();
+      int64_t last = whole ? job.rows : std::min(job.rows, row + (limit - used) / block * BLOCK);
       uint16_t *at = x + used / 2;
       for (int64_t column = 0; column < job.out; column += width) pieces.push_back({&job, column, width, row, last, at});
       for (; row < last; row += BLOCK, used += block) left.push_back({&job, 0, 0, row, 0, x + used / 2});

@@ -21,7 +21,11 @@ def far(a: Tensor, b: Tensor) -> float:
     return float((a.float() - b.float()).norm() / b.float().norm())
 
 
-@pytest.mark.parametrize("rows, inner, out", [(1, 32, 16), (33, 40, 50), (200, 72, 130), (64, 304, 65), (7, 8, 3)])
+# few rows of whole steps are taken another way than many, or than a ragged step
+@pytest.mark.parametrize(
+    "rows, inner, out",
+    [(1, 32, 16), (33, 40, 50), (200, 72, 130), (64, 304, 65), (7, 8, 3), (5, 64, 3), (47, 320, 50), (128, 96, 600)],
+)
 @pytest.mark.parametrize("act", ["none", "gelu", "swiglu"])
 def test_products(rows: int, inner: int, out: int, act: str) -> None:
     x, w, w2 = torch.randn(rows, inner), torch.randn(out, inner), torch.randn(out, inner)
