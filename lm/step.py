@@ -124,6 +124,7 @@ class Stepper:
             "norm_kind": _KINDS[self.dtype],
         }
         self._config = config
+        self._cos = self._sin = torch.empty(0, config.qk_rope_head_dim // 2)
         # so small that reading it again for every 64 rows costs less than torch's calls do
         self.small = sum(each.nbytes for each in self._held if isinstance(each, Tensor)) < 2**26
         self._model = _Model(
@@ -182,7 +183,7 @@ class Stepper:
                 f"rows, and the cache has {len(cache.lengths)} sequences of {cache.capacity}"
             )
         where = torch.tensor([list(slots), list(places)])
-        cos, sin = (part.contiguous() for part in rotation(self._config, where[1], torch.float32))
+        cos, sin = (table[where[1]] for table in self._rotations(max(places)))
         start = x.to(torch.float32).contiguous()
         logits = torch.empty(answered, self._config.vocab_size)
         layers = (c_void_p * len(cache.layers))(*(layer.data_ptr() for layer in cache.layers))
@@ -204,6 +205,18 @@ class Stepper:
         done = self.code.moonkit_decode(pointer(self._model), pointer(step))
         assert done == 0, f"the kernel refused {count} rows"
         return logits
+
+    def _rotations(self, most: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of places up to `most` at least, float32 (places, rope / 2).
+
+        Kept, because MKL wakes all threads for the sine of a single number, and they then spin on cores that the
+        kernel's own threads want: a step of the model in the box took twice as long.
+        """
+        done = len(self._cos)
+        if most >= done:
+            new = rotation(self._config, torch.arange(done, max(2 * done, most + 1, 512)), torch.float32)
+            self._cos, self._sin = (torch.cat(pair) for pair in zip((self._cos, self._sin), new, strict=True))
+        return self._cos, self._sin
 
     # ---- where everything lies
 
