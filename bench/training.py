@@ -4,6 +4,7 @@ It has more to tell: packed documents against padded ones, and where our step sp
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,9 +25,13 @@ def train_rows(settings: Settings) -> Iterator[Row]:
     else:
         # its rows come all at the end: they must come in time
         arguments = train.bench.Bench(rounds=min(settings.rounds, 3), threads=settings.threads)
-    result = train.bench.measure(arguments, settings.note)
-    for row in result["rows"]:
-        yield from rows_of(row, result["shape"], result["dtype"], arguments.rounds)
+    cases = [arguments]
+    if not settings.tiny:
+        cases.append(replace(arguments, shape="69M", dtype="bfloat16", workload="sequences", rounds=2))
+    for case in cases:
+        result = train.bench.measure(case, settings.note)
+        for row in result["rows"]:
+            yield from rows_of(row, result["shape"], result["dtype"], case.rounds)
 
 
 def rows_of(row: Mapping[str, Any], shape: str, dtype: str, rounds: int) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """moonkit bench train: a training step of the language model, beside transformers' DeepSeek-V3 of the same shape.
 
     moonkit bench train                      the nano shape, 8,192 tokens
+    moonkit bench train --shape 69M --dtype bfloat16 --workload sequences
     moonkit bench train --shape tiny --tokens 2048 --json
 
     sequences   all of one length: no side pads
@@ -23,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -33,9 +34,11 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import lm.config
 import train.muon
 from fusion.config import PRESETS
 from lm.attention import Attention
+from lm.config import TextConfig
 from lm.model import LanguageModel
 from lm.moe import MoE
 from lm.taps import Taps
@@ -51,12 +54,14 @@ from train.router import RouterBalance
 class Bench:
     """Tokens/s of a training step beside transformers, and the time of each part."""
 
-    shape: Literal["tiny", "nano"] = "nano"
-    """Preset whose language model is measured."""
+    shape: Literal["tiny", "nano", "69M"] = "nano"
+    """Whose language model: a preset, or one of 69M parameters (8 layers, 384 wide, 32 experts, 16,384 words)."""
     tokens: int = 8192
     """Tokens of a step."""
     length: int = 1024
     """Tokens of each sequence, in the workload of equal ones."""
+    workload: Literal["both", "sequences", "documents"] = "both"
+    """What is measured. Padded documents of the 69M shape need more than 24 GB on the other side."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Format of the products, on both sides; auto: what training takes here, float32."""
     rounds: int = 5
@@ -84,15 +89,41 @@ class Bench:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
+def text_config(shape: str) -> TextConfig:
+    if shape != "69M":
+        return PRESETS[shape]().text
+    return replace(
+        lm.config.nano(),
+        vocab_size=16_384,
+        hidden_size=384,
+        intermediate_size=1024,
+        moe_intermediate_size=192,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        n_routed_experts=32,
+        num_experts_per_tok=4,
+        n_shared_experts=1,
+        kv_lora_rank=128,
+        q_lora_rank=None,
+        qk_rope_head_dim=32,
+        qk_nope_head_dim=64,
+        v_head_dim=64,
+        first_k_dense_replace=1,
+        max_position_embeddings=4096,
+    )
+
+
 def workloads(arguments: Bench) -> dict[str, list[Tensor]]:
     """The sequences of each workload, token ids."""
     draw = random.Random(0)
-    words = PRESETS[arguments.shape]().text.vocab_size - 256
+    words = text_config(arguments.shape).vocab_size - 256
     documents: list[int] = []
     while (left := arguments.tokens - sum(documents)) > 1:
         # most are short, a third may be long
         documents.append(min(left, draw.randint(40, 300 if draw.random() < 1 / 3 else 160)))
     lengths = {"sequences": [arguments.length] * (arguments.tokens // arguments.length), "documents": documents}
+    if arguments.workload != "both":
+        lengths = {arguments.workload: lengths[arguments.workload]}
     generator = torch.Generator().manual_seed(0)
     return {n: [torch.randint(0, words, (each,), generator=generator) for each in lengths[n]] for n in lengths}
 
@@ -223,7 +254,16 @@ class Stock:
     """transformers in a process of its own, which waits while others step."""
 
     def __init__(self, arguments: Bench) -> None:
-        command = [sys.executable, "-m", "train.bench", "--stock", "--shape", arguments.shape]
+        command = [
+            sys.executable,
+            "-m",
+            "train.bench",
+            "--stock",
+            "--shape",
+            arguments.shape,
+            "--workload",
+            arguments.workload,
+        ]
         command += ["--dtype", arguments.dtype, "--tokens", str(arguments.tokens), "--length", str(arguments.length)]
         command += ["--threads", str(torch.get_num_threads())]
         pipe = subprocess.PIPE
@@ -250,7 +290,7 @@ def serve_stock(arguments: Bench) -> None:
 
 
 def _model(arguments: Bench) -> LanguageModel:
-    text = PRESETS[arguments.shape]().text
+    text = text_config(arguments.shape)
     if arguments.length > text.max_position_embeddings:
         raise ValueError(f"length must be at most {text.max_position_embeddings}, got {arguments.length}")
     torch.manual_seed(0)
