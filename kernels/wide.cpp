@@ -289,10 +289,10 @@ void few_rows(const Linear &job, int64_t from, int64_t to, const uint16_t *x, Ro
       _tile_zero(3);
       settle();
       for (int64_t s = 0; s < steps; s++) {
-        if (t == 0)  // what comes 8 steps later, at the end of the rows the start of those below
+        if (t == 0)  // what comes 32 steps later, at the end of the rows the start of those below
           for (int half = 0; half < 2; half++) {
-            const uint16_t *ahead = w[half] + (s + 8) * 32 + (s + 8 < steps ? 0 : (two ? 15 : 31) * job.in);
-            for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(ahead + r * job.in), _MM_HINT_T0);
+            const uint16_t *ahead = w[half] + (s + 32) * 32 + (s + 32 < steps ? 0 : (two ? 15 : 31) * job.in);
+            for (int r = 0; r < 16; r++) _mm_prefetch((const char *)(ahead + r * job.in), _MM_HINT_T1);
           }
         _tile_loadd(4, w[0] + s * 32, job.in * 2);
         _tile_loadd(6, right + s * 512, 64);
