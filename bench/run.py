@@ -228,8 +228,11 @@ def _command(arguments: Bench) -> str:
     return shlex.join(words)
 
 
-def page(result: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
-    """docs/performance.md: the machine, the command, the tables, what failed."""
+def page(result: dict[str, Any], outcomes: Sequence[Outcome], reasons: bool = False) -> str:
+    """docs/performance.md: the machine, the command, the tables, what failed.
+
+    reasons: beside the page lies speed.md, which says why goals are not met.
+    """
     from bench.rows import markdown
 
     machine, counts = result["machine"], result["goals"]
@@ -254,6 +257,8 @@ def page(result: dict[str, Any], outcomes: Sequence[Outcome]) -> str:
         "(train/memory.py), except where a column says stock allocator.",
         "",
     ]
+    if reasons:
+        lines += ["Why some goals are not met, what was tried and what could be next: [speed.md](speed.md).", ""]
     if result["tiny"]:
         lines += ["**Try-out shapes: these numbers mean nothing.**", ""]
     lines.append(markdown([row for outcome in outcomes for row in outcome.rows]))
@@ -298,7 +303,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.markdown:
-        arguments.markdown.write_text(page(result, outcomes))
+        reasons = arguments.markdown.with_name("speed.md").is_file()
+        arguments.markdown.write_text(page(result, outcomes, reasons))
     print(json.dumps(result))
     if all(outcome.failure and not outcome.rows for outcome in outcomes):
         raise ValueError("no group could be measured")

@@ -257,6 +257,8 @@ def chosen(values: Sequence[Any]) -> Side:
 
 def named(values: "Mapping[str, Any] | None", models: "Models") -> Side:
     """The same from a mapping, for programs. Raises ValueError that lists the fields there are."""
+    if not isinstance(values, dict | None):
+        raise ValueError(f"The settings of a side are names and values, not a {type(values).__name__}.")
     given = dict(values or {})
     model = given.pop("model", None) or models.names[0]
     known = [each.name for each in fields(Settings)]

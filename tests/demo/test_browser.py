@@ -153,6 +153,7 @@ def enter(browser: Any, server: Server) -> Iterator[Enter]:
     """A visitor of its own: enter() opens a tab; enter(again=visit) a second tab of the same person."""
     visits: list[Visit] = []
     contexts: list[Any] = []
+    said = len(server.log.read_text())  # by this server to others
 
     def entering(again: Visit | None = None, size: str = "wide", **options: Any) -> Visit:
         if again is None:
@@ -169,7 +170,8 @@ def enter(browser: Any, server: Server) -> Iterator[Enter]:
     for context in contexts:
         context.close()
     assert server.process.poll() is None, "the server died"
-    assert "Traceback" not in server.log.read_text(), server.log.read_text()[-3000:]
+    log = server.log.read_text()[said:]
+    assert "Traceback" not in log, log[-3000:]
 
 
 def words(visit: Visit, where: str) -> str:

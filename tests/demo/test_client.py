@@ -121,6 +121,7 @@ def test_benchmark_counts(client: Client) -> None:
         ("/see", {"question": "x", "model": "/etc/passwd"}),
         ("/see", {"question": "x", "position": 10**9}),
         ("/compare", {"question": "x", "left": [1]}),
+        ("/compare", {"question": "x", "right": "hot"}),
         ("/compare", {"question": "x", "left": {"no such setting": 1}}),
         ("/benchmark", {"family": "no such family"}),
         ("/benchmark", {"n": 10**9}),
@@ -130,10 +131,12 @@ def test_benchmark_counts(client: Client) -> None:
 def test_wrong_arguments_give_a_sentence(
     client: Client, server: Server, endpoint: str, arguments: dict[str, Any]
 ) -> None:
+    said = len(server.log.read_text())
     with pytest.raises((AppError, httpx.HTTPStatusError)) as raised:
         client.predict(api_name=endpoint, **arguments)
     text = str(raised.value)
     assert 10 < len(text) < 600 and "Traceback" not in text and 'File "' not in text
+    assert "Traceback" not in server.log.read_text()[said:]
     assert server.process.poll() is None
 
 
