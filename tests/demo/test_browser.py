@@ -131,7 +131,7 @@ class Visit:
         numbers = {label: settings.get_by_label(f"number input for {label}") for label in wanted}
 
         def stay() -> bool:
-            # the model's own settings come with the choice of it, on a busy machine after these were typed
+            # on a busy machine a field that has just been shown is still given its first value after this was typed
             for label, value in wanted.items():
                 numbers[label].fill(value)
                 numbers[label].press("Tab")
