@@ -11,7 +11,8 @@ pytestmark = pytest.mark.skipif(_code() is None, reason="no AMX, or no compiler"
 
 
 @pytest.fixture(autouse=True)
-def without_gradient(two_threads: None):
+def without_gradient(two_threads: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kernels.wide._SMALL", 0)  # so that two threads share what is small enough for a test
     torch.manual_seed(0)
     with torch.inference_mode():
         yield
@@ -162,6 +163,17 @@ def test_large_logits_and_equal_ones() -> None:
     q[:, 0, 0] = 100 * torch.arange(40).bfloat16()
     got = attention(q, q, v, [40], 1.0)
     assert bool(got.isfinite().all()) and far(got[1:], v[-1:].expand(39, 1, 32)) < 6e-3
+
+
+def test_one_thread_gives_what_two_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(300, 96).bfloat16(), torch.randn(200, 96).bfloat16()
+    q = torch.randn(300, 3, 64).bfloat16()
+    rows, shares = torch.randint(0, 300, (90, 2)), torch.rand(90, 2)
+    results = []
+    for small in (0, 10**8):
+        monkeypatch.setattr("kernels.wide._SMALL", small)
+        results.append([linear(x, w), attention(q, q, q, [300], 0.1), weigh(x, rows, shares)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_what_does_not_fit() -> None:

@@ -85,6 +85,7 @@ def test_prompts_are_nearer_to_the_truth_than_in_the_plain_form(
     pinned: list[Tensor] = []
     want = hidden(truth, x.float(), sequences, parts, pinned)
     calls = []
+    monkeypatch.setattr(wide, "_SMALL", 0)  # else one thread does all of it
     real = wide.attention
     monkeypatch.setattr(wide, "attention", lambda *args, **more: calls.append(args) or real(*args, **more))
     got = hidden(model, x, sequences, parts, pinned)
