@@ -50,8 +50,8 @@ def _code() -> Any:
     return code
 
 
-# Multiplications up to which one thread does them, in about 0.2 ms. After one of torch's operations OpenMP's threads spin
-# for milliseconds on the cores that ours want: on two cores a small tower took 16 ms with two threads, 2 with one.
+# Multiplications up to which one thread does them, in about 0.2 ms. After one of torch's operations OpenMP's threads
+# spin for milliseconds on the cores that ours want: on two cores a small tower took 16 ms with two threads, 2 with one.
 _SMALL = 10**8
 
 
