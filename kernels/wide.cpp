@@ -119,6 +119,18 @@ struct Room {
   std::vector<float> sums;
 };
 
+// sums 0 to 3 += 32 left-hand rows, `stride` bytes apart, times a pair of right-hand tiles
+inline void four_products(const uint16_t *above, const uint16_t *below, int64_t stride, const uint16_t *first, const uint16_t *second) {
+  _tile_loadd(4, above, stride);
+  _tile_loadd(6, first, 64);
+  _tile_loadd(7, second, 64);
+  _tile_loadd(5, below, stride);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 // 32 rows of x (as tiles: two to a step) times one pair of column tiles, on top of `sums` unless it is the first chunk
 inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sums, bool first) {
   if (first) {
@@ -132,16 +144,7 @@ inline void pair(const uint16_t *x, const uint16_t *w, int64_t steps, float *sum
     _tile_loadd(2, sums + 512, 64);
     _tile_loadd(3, sums + 768, 64);
   }
-  for (int64_t s = 0; s < steps; s++, x += 1024, w += 1024) {
-    _tile_loadd(4, x, 64);
-    _tile_loadd(6, w, 64);
-    _tile_loadd(7, w + 512, 64);
-    _tile_loadd(5, x + 512, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
+  for (int64_t s = 0; s < steps; s++, x += 1024, w += 1024) four_products(x, x + 512, 64, w, w + 512);
   _tile_stored(0, sums, 64);
   _tile_stored(1, sums + 256, 64);
   _tile_stored(2, sums + 512, 64);
@@ -375,16 +378,8 @@ inline void queries_times_keys(const uint16_t *queries, const uint16_t *keys, in
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t s = 0; s < wide; s += 32) {
-      _tile_loadd(4, queries + s, wide * 2);
-      _tile_loadd(6, keys + s * 16, 64);
-      _tile_loadd(7, keys + (16 * wide + s * 16), 64);
-      _tile_loadd(5, queries + 16 * wide + s, wide * 2);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    for (int64_t s = 0; s < wide; s += 32)
+      four_products(queries + s, queries + 16 * wide + s, wide * 2, keys + s * 16, keys + 16 * (wide + s));
     _tile_stored(0, logits, 128);
     _tile_stored(1, logits + 16, 128);
     _tile_stored(2, logits + 512, 128);
